@@ -1,0 +1,62 @@
+"""Use auxiliary labels to make a primary network better, at no cost at inference.
+
+>>> import torch
+>>> from torch import nn
+>>> primary, aux = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, outputs)) for outputs in (1, 3))
+>>> wrapper = AuxNASWrapper(primary, aux, taps=["0"], example_inputs=torch.ones(2, 4))
+>>> for step in range(10):
+...     out = wrapper(torch.ones(2, 4))
+...     loss = out.primary.sum() + out.aux.sum() + wrapper.search_penalty(step / 10)
+>>> net = wrapper.export_primary()
+>>> wrapper.export_report.exact
+True
+"""
+
+from auxnas_layers.architecture import Architecture, Edge
+from auxnas_layers.cost import Cost, CostReport
+from auxnas_layers.errors import AuxNASError, ExportError, LayoutError, SearchError, TapError
+from auxnas_layers.export import ExportReport
+from auxnas_layers.fusion import CrossTaskFusion
+from auxnas_layers.gates import ClampedGate, FixedGate, Gate, SigmoidGate
+from auxnas_layers.inputs import Inputs
+from auxnas_layers.layouts import Layout, align
+from auxnas_layers.search import AuxG, AuxNAS, Search, l1_penalty, linear_ramp
+from auxnas_layers.search_space import DepthLimited, EdgeMatrix, SearchSpace
+from auxnas_layers.survey import list_taps
+from auxnas_layers.taps import Tap
+from auxnas_layers.wrapper import AuxNASOutput, AuxNASWrapper
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Architecture",
+    "AuxG",
+    "AuxNAS",
+    "AuxNASError",
+    "AuxNASOutput",
+    "AuxNASWrapper",
+    "ClampedGate",
+    "Cost",
+    "CostReport",
+    "CrossTaskFusion",
+    "DepthLimited",
+    "Edge",
+    "EdgeMatrix",
+    "ExportError",
+    "ExportReport",
+    "FixedGate",
+    "Gate",
+    "Inputs",
+    "Layout",
+    "LayoutError",
+    "Search",
+    "SearchError",
+    "SearchSpace",
+    "SigmoidGate",
+    "Tap",
+    "TapError",
+    "align",
+    "l1_penalty",
+    "linear_ramp",
+    "list_taps",
+]

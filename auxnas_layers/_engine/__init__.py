@@ -1,0 +1,6 @@
+"""Running two opaque forwards, tap by tap; `run` is all that the rest of the library uses."""
+
+from auxnas_layers._engine.branch import PRIMARY, Branch, Exchange
+from auxnas_layers._engine.run import run
+
+__all__ = ["PRIMARY", "Branch", "Exchange", "run"]

@@ -1,0 +1,100 @@
+"""Torch's thread-local state at the wrapper's call: copied into worker threads, and restored around fusions.
+
+The one place, with `checkpoint.py`, that touches private names of torch; each is pinned by tests/test_private_names.py.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, overrides
+from torch.utils import _python_dispatch as dispatch
+
+_autograd: Any = torch._C._autograd
+_functorch: Any = torch._C._functorch
+_DEVICES = ("cuda", "xpu", "mps")
+
+
+def saved_tensor_hooks() -> tuple[Any, Any] | None:
+    """The innermost pair of saved-tensor hooks in force."""
+    return _autograd._top_saved_tensors_default_hooks(True)
+
+
+class Ambient:
+    """The state of grad mode, autocast, modes, hooks, functorch and CUDA in the calling thread."""
+
+    def __init__(self) -> None:
+        self.grad, self.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        devices = ["cpu", *(name for name in _DEVICES if getattr(torch, name).is_available())]
+        self.autocast = [_autocast_state(device) for device in devices]
+        self.function_modes = overrides._get_current_function_mode_stack()
+        self.dispatch_modes = dispatch._get_current_dispatch_mode_stack()
+        self.saved_hooks = saved_tensor_hooks()
+        self.functorch = _functorch_layers()
+        self.streams = _cuda_streams()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Give a fresh thread the state of the calling one."""
+        with ExitStack() as stack:
+            if self.streams:
+                for stream in self.streams[1]:
+                    torch.cuda.set_stream(stream)
+                torch.cuda.set_device(self.streams[0])  # last, since set_stream moves the device
+            for layer in reversed(self.functorch):
+                _functorch.push_dynamic_layer_stack(layer)
+                stack.callback(_functorch.pop_dynamic_layer_stack)
+            if self.inference:
+                stack.enter_context(torch.inference_mode())
+            stack.enter_context(self.fusing())
+            for mode in self.function_modes:
+                overrides._push_mode(mode)
+                stack.callback(overrides._pop_mode)
+            for mode in self.dispatch_modes:
+                dispatch._push_mode(mode)
+                stack.callback(dispatch._pop_mode, getattr(mode, "_mode_key", None))
+            yield
+
+    @contextmanager
+    def fusing(self) -> Iterator[None]:
+        """The call's grad mode, autocast and saved-tensor hooks, whatever a network has set around its tap."""
+        with ExitStack() as stack:
+            if torch.is_grad_enabled() != self.grad:
+                stack.enter_context(torch.set_grad_enabled(self.grad))
+            for state in self.autocast:
+                if _autocast_state(state["device_type"]) != state:
+                    stack.enter_context(torch.autocast(**state))
+            if saved_tensor_hooks() != self.saved_hooks:
+                pack, unpack = self.saved_hooks or (_same, _same)
+                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, unpack))
+            yield
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _autocast_state(device: str) -> dict[str, Any]:
+    return {
+        "device_type": device,
+        "enabled": torch.is_autocast_enabled(device),
+        "dtype": torch.get_autocast_dtype(device),
+        "cache_enabled": torch.is_autocast_cache_enabled(),
+    }
+
+
+def _functorch_layers() -> list[Any]:
+    """The stack of torch.func transforms, innermost first; without it they are silently wrong in another thread."""
+    layers = []
+    while _functorch.get_dynamic_layer_stack_depth():
+        layers.append(_functorch.pop_dynamic_layer_stack())
+    for layer in reversed(layers):
+        _functorch.push_dynamic_layer_stack(layer)
+    return layers
+
+
+def _cuda_streams() -> tuple[int, list[Any]] | None:
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return None
+    return torch.cuda.current_device(), [torch.cuda.current_stream(i) for i in range(torch.cuda.device_count())]

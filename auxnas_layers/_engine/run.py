@@ -1,0 +1,34 @@
+"""Choosing the way to run: in lock-step, or one network after the other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from auxnas_layers._engine.branch import Branch, Exchange
+from auxnas_layers._engine.lockstep import run_lockstep
+from auxnas_layers._engine.sequential import run_sequential
+from auxnas_layers.errors import ExportError
+
+
+def run(
+    primary: Branch, auxes: Mapping[str, Branch], exchange: Exchange, *, lockstep: bool
+) -> tuple[Any, dict[str, Any]]:
+    """Run the primary network and the auxiliary ones, handing the features of every tap to `exchange`.
+
+    Args:
+        primary: The primary network, its inputs and all its tapped layers.
+        auxes: The same for each auxiliary network.
+        exchange: Takes features and gives fused ones.
+        lockstep: Whether the primary hears auxiliary features, so that the networks must take turns.
+
+    Returns:
+        What the primary network returned, and what each auxiliary one did.
+
+    Raises:
+        ExportError: If torch is tracing or exporting.
+        TapError: If a tap is not reached exactly once and in order, or gives no feature.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        raise ExportError("the wrapper cannot be traced or exported; do that to the network of wrapper.export_primary()")
+    return (run_lockstep if lockstep else run_sequential)(primary, auxes, exchange)

@@ -1,0 +1,83 @@
+"""The result of a search as data: which edges are there, under which gates."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from auxnas_layers.errors import SearchError, bullets
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One edge between two taps.
+
+    Args:
+        direction: ``"aux_to_primary"`` or ``"primary_to_aux"``; with several auxiliaries their name stands for ``aux``.
+        source: Number of the tap that is heard.
+        target: Number of the tap that hears; never less than `source`.
+        gate: Value of its gate, unitless, in [0, 1]; exactly 0 where closed.
+        open: Whether it carries anything.
+    """
+
+    direction: str
+    source: int
+    target: int
+    gate: float
+    open: bool
+
+    def __str__(self) -> str:
+        state = f"open, gate {self.gate:.4g}" if self.open else "closed"
+        return f"{self.direction} {self.source} -> {self.target} ({state})"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All edges of a search space with their gates; iterates over them, prints as a table, goes to and from JSON.
+
+    Args:
+        edges: The edges.
+
+    >>> architecture = Architecture((Edge("aux_to_primary", 0, 1, 0.25, True),))
+    >>> Architecture.from_dict(architecture.to_dict()) == architecture
+    True
+    >>> print(architecture)
+    direction       source  target    gate
+    aux_to_primary       0       1  0.2500
+    """
+
+    edges: tuple[Edge, ...]
+
+    def __iter__(self) -> Iterator[Edge]:
+        return iter(self.edges)
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    def open_edges(self, direction: str) -> tuple[Edge, ...]:
+        """The open edges of one direction."""
+        return tuple(edge for edge in self.edges if edge.open and edge.direction == direction)
+
+    def __str__(self) -> str:
+        width = max([len(edge.direction) for edge in self.edges], default=0)
+        lines = [f"{'direction':{width}}  source  target    gate"]
+        for edge in self.edges:
+            gate = f"{edge.gate:.4f}" if edge.open else "closed"
+            lines.append(f"{edge.direction:{width}}  {edge.source:6}  {edge.target:6}  {gate:>6}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The architecture as plain data that `json.dumps` takes."""
+        return {"edges": [asdict(edge) for edge in self.edges]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Architecture":
+        """The architecture that `to_dict` wrote.
+
+        Raises:
+            SearchError: If an edge lacks a field, or has another one.
+        """
+        fields = list(Edge.__dataclass_fields__)
+        problems = [f"edge {edge!r}" for edge in data.get("edges", [data]) if sorted(edge) != sorted(fields)]
+        if problems:
+            raise SearchError(bullets(f"each of an architecture's edges has the fields {', '.join(fields)}; found", problems))
+        return cls(tuple(Edge(**edge) for edge in data["edges"]))

@@ -1,0 +1,113 @@
+"""The features of one forward: who hears whom, in which layout, under which gate."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from auxnas_layers._engine import PRIMARY
+from auxnas_layers.errors import LayoutError
+from auxnas_layers.fusion import CrossTaskFusion
+from auxnas_layers.layouts import align, check_alignable
+from auxnas_layers.search_space import Wire
+from auxnas_layers.survey import Seen
+from auxnas_layers.taps import Tap
+
+Place = tuple[str, str]
+"""A tapped layer: (`PRIMARY` or the auxiliary's name, module name)."""
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """One thing that a tap may hear.
+
+    Args:
+        wire: The edge, with its direction and the number of its gate.
+        source: The layer that is heard.
+    """
+
+    wire: Wire
+    source: Place
+
+
+def hearings(taps: Mapping[str, Sequence[Tap]], wires: Sequence[Wire]) -> dict[Place, tuple[Hearing, ...]]:
+    """What each tapped layer may hear; a primary layer hears every auxiliary that taps it."""
+    heard: dict[Place, list[Hearing]] = {}
+    for wire in wires:
+        source, target = taps[wire.aux][wire.source], taps[wire.aux][wire.target]
+        ends = (wire.aux, source.aux), (PRIMARY, target.primary)
+        if wire.direction.startswith(f"{PRIMARY}_to_"):
+            ends = (PRIMARY, source.primary), (wire.aux, target.aux)
+        heard.setdefault(ends[1], []).append(Hearing(wire, ends[0]))
+    return {place: tuple(sources) for place, sources in heard.items()}
+
+
+def alignment_problems(heard: Mapping[Place, Sequence[Hearing]], seen: Mapping[Place, Seen]) -> list[str]:
+    """Which edges join features that cannot be brought into one layout, and why."""
+    problems = []
+    for target, sources in heard.items():
+        for hearing in sources:
+            a, b = seen[hearing.source], seen[target]
+            assert a.shape and a.layout and b.shape and b.layout  # checked before
+            try:
+                check_alignable(a.shape, a.layout, b.shape, b.layout)
+            except LayoutError as error:
+                problems.append(f"{' '.join(hearing.source)!r} -> {' '.join(target)!r}: {error}")
+    return problems
+
+
+class FeatureExchange:
+    """The features of one forward, handed from the taps that are heard to the fusions of those that hear.
+
+    Args:
+        heard: What each layer may hear.
+        seen: Layout of each layer's feature, and whether the network overwrites it.
+        fusions: The fusion of each layer that hears.
+        gates: Gate of each edge by direction, `None` where it is closed.
+    """
+
+    def __init__(
+        self,
+        heard: Mapping[Place, Sequence[Hearing]],
+        seen: Mapping[Place, Seen],
+        fusions: Mapping[Place, CrossTaskFusion],
+        gates: Mapping[str, Sequence[Tensor | None]],
+    ) -> None:
+        self.seen, self.fusions = seen, fusions
+        self.open: dict[Place, dict[int, tuple[Place, Tensor]]] = {
+            target: {
+                j: (hearing.source, gate)
+                for j, hearing in enumerate(sources)
+                if (gate := gates[hearing.wire.direction][hearing.wire.gate]) is not None
+            }
+            for target, sources in heard.items()
+        }
+        self.heard = {source for edges in self.open.values() for source, _ in edges.values()}
+        self.features: dict[Place, Tensor] = {}
+
+    @property
+    def primary_hears(self) -> bool:
+        """Whether any edge into the primary is open, so that the networks must take turns."""
+        return any(edges for (role, _), edges in self.open.items() if role == PRIMARY)
+
+    def hear(self, role: str, name: str, feature: Tensor) -> None:
+        """Keep a feature, as it is before fusion, if some open edge will carry it."""
+        place = role, name
+        if place in self.heard:
+            self.features[place] = feature.clone() if self.seen[place].overwritten else feature
+
+    def fuse(self, role: str, name: str, feature: Tensor) -> Tensor:
+        """The feature that a layer hands on: its own, and what its open edges bring."""
+        place = role, name
+        if place not in self.open:
+            return feature
+        edges = {j: (self._bring(source, place, feature), gate) for j, (source, gate) in self.open[place].items()}
+        return self.fusions[place].fuse(feature, edges)
+
+    def _bring(self, source: Place, target: Place, feature: Tensor) -> Tensor:
+        layouts = self.seen[source].layout, self.seen[target].layout
+        assert layouts[0] and layouts[1]  # checked when the wrapper was sized
+        try:
+            return align(self.features[source].to(feature.device), layouts[0], feature.shape, layouts[1])
+        except LayoutError as error:
+            raise LayoutError(f"{' '.join(source)!r} -> {' '.join(target)!r}: {error}") from None

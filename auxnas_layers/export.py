@@ -1,0 +1,115 @@
+"""Taking the primary network out: copy, verify, report."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from auxnas_layers.architecture import Architecture, Edge
+from auxnas_layers.cost import Cost, cost_table
+from auxnas_layers.errors import ExportError, bullets
+from auxnas_layers.inputs import Inputs, undisturbed
+from auxnas_layers.taps import features
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export dropped, and the evidence that the exported network is the primary.
+
+    Args:
+        dropped: All edges of the training graph, as they were; those towards the primary first.
+        cut: The aux-to-primary edges among them that were still open, and were cut because ``allow_open=True``.
+        max_difference: Largest absolute difference between the exported network's outputs and the wrapper's primary
+            ones on the example inputs in eval mode, in the outputs' unit; 0.0 means bitwise equal. `None`: no inputs.
+        training, primary, exported: Cost of the wrapper, of the primary before, of the exported network.
+            `None`: no inputs.
+    """
+
+    dropped: tuple[Edge, ...]
+    cut: tuple[Edge, ...]
+    max_difference: float | None = None
+    training: Cost | None = None
+    primary: Cost | None = None
+    exported: Cost | None = None
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether the outputs were bitwise equal; `None` if there were no example inputs to compare them on."""
+        return None if self.max_difference is None else self.max_difference == 0.0
+
+    def __str__(self) -> str:
+        lines = [f"dropped {len(self.dropped)} edges, {len(self.cut)} of them open and into the primary"]
+        if self.training and self.primary and self.exported:
+            costs = {"training graph": self.training, "primary": self.primary, "exported net": self.exported}
+            lines += [cost_table(costs), f"exported == primary: {self.exact} (largest difference {self.max_difference:g})"]
+        else:
+            lines.append("not compared: pass example_inputs to compare outputs and count FLOPs")
+        return "\n".join(lines)
+
+
+def check_closed(architecture: Architecture, inward: set[str], *, allow_open: bool) -> tuple[Edge, ...]:
+    """The edges into the primary that are still open.
+
+    Raises:
+        ExportError: If there are any, unless they may be cut.
+    """
+    open_edges = tuple(edge for edge in architecture if edge.open and edge.direction in inward)
+    if open_edges and not allow_open:
+        raise ExportError(
+            bullets(
+                f"{len(open_edges)} edge(s) into the primary are still open, so it would not be the network that was "
+                "trained. Call wrapper.search_penalty(step / total_steps) in every step, which closes them well before "
+                "the end, or wrapper.close_aux_to_primary_() and go on training; allow_open=True cuts them as they are:",
+                [str(edge) for edge in open_edges],
+            )
+        )
+    return open_edges
+
+
+def copy_out(primary: Net) -> Net:
+    """An independent copy of the primary network: its class, keys, flags and nothing else.
+
+    Raises:
+        ExportError: If the copy is not the same network.
+    """
+    exported = copy.deepcopy(primary)
+    before, after = primary.state_dict(), exported.state_dict()
+    problems = []
+    if list(before) != list(after):
+        problems.append("the state_dict keys differ")
+    problems += [f"{key!r} differs" for key in before if key in after and not same(before[key], after[key])]
+    flags = [[(p.requires_grad, name) for name, p in net.named_parameters()] for net in (primary, exported)]
+    if flags[0] != flags[1] or [m.training for m in primary.modules()] != [m.training for m in exported.modules()]:
+        problems.append("requires_grad or training flags differ")
+    if problems:
+        raise ExportError(bullets(f"deepcopy of {type(primary).__name__} does not give the same network:", problems))
+    return exported
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values of a state_dict are equal bit for bit, NaN included."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return type(a) is type(b)
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+
+def largest_difference(exported: nn.Module, inputs: Inputs, expected: Any) -> float:
+    """Largest absolute difference between a network's outputs in eval mode and the expected ones; 0.0 if bitwise equal."""
+    with undisturbed(exported), torch.no_grad():
+        output = inputs.call(exported)
+    found, wanted = dict(features(output)), dict(features(expected))
+    if type(output) is not type(expected) or found.keys() != wanted.keys():
+        return float("inf")
+    return max((_difference(found[path], wanted[path]) for path in found), default=0.0)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return float("inf")
+    if torch.equal(a, b) or a.numel() == 0:
+        return 0.0
+    return float((a.double() - b.double()).abs().nan_to_num(nan=0.0 if same(a, b) else float("inf")).max())

@@ -1,0 +1,154 @@
+"""Calling networks on trial: what comes out of their layers, in which order, and whether it can be fused."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxnas_layers.errors import LayoutError, TapError
+from auxnas_layers.inputs import Inputs, as_inputs, undisturbed
+from auxnas_layers.layouts import Layout, infer_layout
+from auxnas_layers.taps import Point, find_feature
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came out of one layer when its network was called on trial.
+
+    Args:
+        calls: How often the layer was called.
+        shape: Shape of its feature, or `None` if it has none that could be fused.
+        dtype, device: Those of the feature.
+        layout: Axis string, or `None` if it cannot be told.
+        overwritten: Whether a later layer changed the feature in place.
+        problem: Why there is no feature or no layout.
+    """
+
+    calls: int = 0
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    layout: Layout | None = None
+    overwritten: bool = False
+    problem: str = ""
+
+
+class _Watcher:
+    """A forward hook that notes what a layer gives out."""
+
+    def __init__(self, net: nn.Module, point: Point, order: list[str]) -> None:
+        self.net, self.point, self.order = net, point, order
+        self.seen = Seen()
+        self.feature: Tensor | None = None
+        self.version = 0
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.order.append(self.point.name)
+        self.seen = replace(self.seen, calls=self.seen.calls + 1)
+        try:
+            _, feature = find_feature(output, self.point.select)
+            self.seen = replace(self.seen, shape=tuple(feature.shape), dtype=feature.dtype, device=feature.device)
+            self.feature, self.version = feature, _version(feature)
+            layout = Layout(self.point.layout) if self.point.layout else infer_layout(feature.shape, self._leaves())
+            layout.channels(feature.shape)
+            self.seen = replace(self.seen, layout=layout)
+        except (TapError, LayoutError) as error:
+            self.seen = replace(self.seen, problem=str(error))
+
+    def _leaves(self) -> list[nn.Module]:
+        """The layers registered before the end of the tapped one, the latest first."""
+        modules = dict(self.net.named_modules(remove_duplicate=False))
+        names = list(modules)
+        inside = [name for name in names if name == self.point.name or name.startswith(self.point.name + ".")]
+        return [modules[name] for name in reversed(names[: names.index(inside[-1]) + 1])]
+
+    def finish(self) -> Seen:
+        overwritten = self.feature is not None and _version(self.feature) != self.version
+        return replace(self.seen, overwritten=overwritten)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def observe(net: nn.Module, inputs: Inputs, points: Sequence[Point]) -> tuple[dict[str, Seen], list[str]]:
+    """Call a network on trial and note what its tapped layers give out, and in which order they are called.
+
+    Nothing of the network or the random state changes; user errors in the forward come through as they are.
+    """
+    order: list[str] = []
+    watchers = [_Watcher(net, point, order) for point in points]
+    handles = []
+    try:
+        for watcher in watchers:
+            handles.append(net.get_submodule(watcher.point.name).register_forward_hook(watcher))
+        with undisturbed(net), torch.no_grad():
+            output = inputs.call(net)  # noqa: F841  (kept until in-place changes have been seen)
+            return {watcher.point.name: watcher.finish() for watcher in watchers}, order
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trial_problems(role: str, names: Sequence[str], seen: Mapping[str, Seen], order: Sequence[str]) -> list[str]:
+    """What a trial call says against a list of taps that must be called once each, in this order."""
+    problems = []
+    for name in names:
+        found = seen[name]
+        if not found.calls:
+            problems.append(f"{role} {name!r} is not called on these inputs; list_taps(net, *inputs) prints what is")
+        elif found.calls > 1:
+            problems.append(f"{role} {name!r} is called {found.calls} times in one forward; tap a layer that is called once")
+        elif found.shape is None:
+            problems.append(f"{role} {name!r} {found.problem}")
+    called = [name for name in order if name in names]
+    if not problems and called != list(names):
+        problems.append(f"the {role} network calls its taps in the order {', '.join(map(repr, called))}; list them in that order")
+    return problems
+
+
+def layout_problems(role: str, points: Sequence[Point], seen: Mapping[str, Seen]) -> list[str]:
+    """Which features have no known layout, and why."""
+    side = "primary_layout" if role == "primary" else "aux_layout"
+    return [
+        f"{role} {point.name!r}: {seen[point.name].problem}; write Tap(..., {side}='b c h w') or as it is"
+        for point in points
+        if seen[point.name].layout is None
+    ]
+
+
+class TapTable(tuple[tuple[str, str, Seen], ...]):
+    """What can be tapped: (name, class, what was seen) of each layer in call order; prints as a table."""
+
+    def __str__(self) -> str:
+        rows = [("name", "class", "calls", "shape", "layout or why not")]
+        for name, kind, seen in self:
+            note = seen.problem if seen.problem else seen.layout.text if seen.layout else ""
+            rows.append((name, kind, str(seen.calls), str(seen.shape or ""), "called more than once" if seen.calls > 1 else note))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows)
+
+
+def list_taps(net: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> TapTable:
+    """List the layers of a network that can be tapped, in call order, with the shapes of their features.
+
+    Args:
+        net: Any network; it is called once, in eval mode, and left as it was.
+        example_inputs: Positional arguments of that call, or a single `Inputs`.
+        example_kwargs: Keyword arguments of that call.
+
+    Returns:
+        A tuple of (name, class name, `Seen`) that prints as a table.
+
+    >>> print(list_taps(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.zeros(2, 3)))
+    name  class   calls  shape   layout or why not
+    0     Linear  1      (2, 4)  b c
+    1     ReLU    1      (2, 4)  b c
+    """
+    single = len(example_inputs) == 1 and isinstance(example_inputs[0], Inputs)
+    inputs = as_inputs(example_inputs[0]) if single else Inputs(example_inputs, example_kwargs)
+    modules = {name: module for name, module in net.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)}
+    seen, order = observe(net, inputs, [Point(name) for name in modules])
+    return TapTable((name, type(modules[name]).__name__, seen[name]) for name in dict.fromkeys(order))

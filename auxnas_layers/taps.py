@@ -1,0 +1,212 @@
+"""Taps: naming layers, and picking one feature out of whatever they return."""
+
+import copy
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxnas_layers.errors import TapError, bullets
+from auxnas_layers.layouts import Layout
+
+Key = int | str
+Path = tuple[Key, ...]
+Select = Key | Path | None
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A layer of the primary network and one of the auxiliary, whose features may be fused.
+
+    Args:
+        primary: Dotted module name in the primary network, as `list_taps` prints it.
+        aux: The same in the auxiliary network; the primary's name by default.
+        primary_layout: Axis string of the primary feature, such as ``"b c h w"``; inferred by default.
+        aux_layout: The same of the auxiliary feature.
+        primary_select: Index, key or path of the feature in the layer's output, where that is not one tensor.
+        aux_select: The same for the auxiliary layer.
+
+    Raises:
+        LayoutError: If a layout is not an axis string.
+
+    >>> Tap("layer1").aux
+    'layer1'
+    """
+
+    primary: str
+    aux: str = ""
+    primary_layout: str | None = None
+    aux_layout: str | None = None
+    primary_select: Select = None
+    aux_select: Select = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "aux", self.aux or self.primary)
+        for layout in (self.primary_layout, self.aux_layout):
+            if layout is not None:
+                Layout(layout)
+
+
+TapLike = str | tuple[str, str] | Tap
+
+
+@dataclass(frozen=True)
+class Point:
+    """One layer of one network at which features come out: a tap seen from one side.
+
+    Args:
+        name: Dotted module name.
+        layout: Axis string, or `None` to infer it.
+        select: Where in the layer's output the feature is.
+    """
+
+    name: str
+    layout: str | None = None
+    select: Select = None
+
+
+def as_taps(entries: Sequence[TapLike]) -> tuple[Tap, ...]:
+    """Read the user's list of taps: names, pairs of names, or `Tap`.
+
+    Raises:
+        TapError: If the list is empty, or an entry is something else.
+    """
+    odd = [entry for entry in entries if not (isinstance(entry, str | Tap) or _is_pair(entry))]
+    if isinstance(entries, str) or odd or not entries:
+        found = repr(entries) if isinstance(entries, str) or not entries else ", ".join(map(repr, odd))
+        raise TapError(f"taps must be a list of names, pairs (primary name, aux name) or Tap(...); found {found}")
+    return tuple(entry if isinstance(entry, Tap) else Tap(entry) if isinstance(entry, str) else Tap(*entry) for entry in entries)
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, tuple | list) and len(entry) == 2 and all(isinstance(name, str) for name in entry)
+
+
+def primary_points(taps: Mapping[str, Sequence[Tap]]) -> tuple[Point, ...]:
+    """The tapped layers of the primary network, each once, whichever auxiliaries hear it.
+
+    Raises:
+        TapError: If two auxiliaries describe the same layer differently.
+    """
+    points: dict[str, Point] = {}
+    problems = []
+    for tap in (tap for side in taps.values() for tap in side):
+        old = points.get(tap.primary, Point(tap.primary))
+        layout, select = tap.primary_layout or old.layout, old.select if tap.primary_select is None else tap.primary_select
+        points[tap.primary] = Point(tap.primary, layout, select)
+        if old.layout not in (None, layout) or old.select not in (None, select):
+            problems.append(f"{tap.primary!r}: described as {old} and as {points[tap.primary]}")
+    if problems:
+        raise TapError(bullets("a layer of the primary network must be described once, in one way:", problems))
+    return tuple(points.values())
+
+
+def aux_points(taps: Sequence[Tap]) -> tuple[Point, ...]:
+    """The tapped layers of one auxiliary network, in order."""
+    return tuple(Point(tap.aux, tap.aux_layout, tap.aux_select) for tap in taps)
+
+
+def check_names(net: nn.Module, names: Sequence[str], *, role: str) -> list[str]:
+    """Look up every name, and return what is wrong with them, if anything.
+
+    >>> check_names(nn.Sequential(nn.ReLU()), ["0", "00"], role="primary")
+    ["'00' is not a module of the primary network (Sequential); did you mean '0'?"]
+    """
+    known = {name: module for name, module in net.named_modules(remove_duplicate=False) if name}
+    problems = []
+    for name in names:
+        if name not in known:
+            problems.append(f"{name!r} is not a module of the {role} network ({type(net).__name__}); {_hint(name, known)}")
+        elif isinstance(known[name], nn.ModuleList | nn.ModuleDict):
+            children = [f"{name}.{child}" for child, _ in known[name].named_children()]
+            problems.append(f"{role} {name!r} only holds modules and is never called; tap {children[-1:]} or another of its items")
+        elif isinstance(known[name], torch.jit.ScriptModule):
+            problems.append(f"{role} {name!r} is a ScriptModule, on which torch allows no hooks; tap a plain module")
+    problems += [f"{role} {name!r} is tapped {names.count(name)} times; name it once" for name in dict.fromkeys(names) if names.count(name) > 1]
+    return problems
+
+
+def _hint(name: str, known: Mapping[str, nn.Module]) -> str:
+    tails = [k for k in known if name.endswith("." + k) or k.endswith("." + name)]
+    close = (difflib.get_close_matches(name, known, n=3) or tails)[:3]
+    return f"did you mean {', '.join(map(repr, close))}?" if close else "print list_taps(net, *inputs) to see them all"
+
+
+def features(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Every tensor in an output, with the path to it, through tuples, lists, mappings and dataclasses."""
+    if isinstance(output, Tensor):
+        yield path, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from features(value, (*path, key))
+    elif isinstance(output, tuple | list):
+        for index, value in enumerate(output):
+            yield from features(value, (*path, index))
+    elif hasattr(output, "__dataclass_fields__"):
+        for key in output.__dataclass_fields__:
+            yield from features(getattr(output, key), (*path, key))
+
+
+def is_feature(tensor: Tensor) -> bool:
+    """Whether a tensor can be fused: dense, floating, with a batch and channels."""
+    return tensor.is_floating_point() and tensor.dim() >= 2 and tensor.layout is torch.strided
+
+
+def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
+    """Find the feature in a layer's output, and the path to it.
+
+    Args:
+        output: Whatever the layer returned.
+        select: The user's choice, or `None` if there is nothing to choose.
+
+    Raises:
+        TapError: If it is not there, not a feature, or there are several.
+
+    >>> find_feature({"hidden": torch.ones(2, 3), "length": 7}, None)[0]
+    ('hidden',)
+    """
+    if select is None:
+        if isinstance(output, Tensor):
+            found = {(): output}
+        else:
+            found = {path: tensor for path, tensor in features(output) if is_feature(tensor)}
+        if len(found) > 1:
+            shapes = ", ".join(f"{_as_select(path)!r}: {tuple(tensor.shape)}" for path, tensor in found.items())
+            raise TapError(f"returns several tensors ({shapes}); choose one with Tap(..., primary_select=... or aux_select=...)")
+    else:
+        path = select if isinstance(select, tuple) else (select,)
+        found = {p: tensor for p, tensor in features(output) if p == path}
+    for path, tensor in found.items():
+        if is_feature(tensor):
+            return path, tensor
+        kind = "nested or sparse" if tensor.is_nested or tensor.layout is not torch.strided else str(tensor.dtype)
+        raise TapError(f"gives a {kind} tensor of {tensor.dim()} dimensions; a feature is dense and floating, (batch, ..., channels)")
+    there = ", ".join(f"{_as_select(path)!r}" for path, _ in features(output)) or "no tensor at all"
+    raise TapError(f"returns a {type(output).__name__} with {there}; no feature {'' if select is None else f'at {select!r} '}in it")
+
+
+def _as_select(path: Path) -> Select:
+    return path[0] if len(path) == 1 else path
+
+
+def put_feature(output: Any, path: Path, feature: Tensor) -> Any:
+    """A copy of a layer's output with another feature at `path`; the output itself is not changed.
+
+    >>> put_feature((1, 2), (0,), torch.ones(()))
+    (tensor(1.), 2)
+    """
+    if not path:
+        return feature
+    key, rest = path[0], path[1:]
+    if isinstance(output, tuple):
+        items = [put_feature(item, rest, feature) if i == key else item for i, item in enumerate(output)]
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    changed = copy.copy(output)
+    if isinstance(output, Mapping | list):
+        changed[key] = put_feature(output[key], rest, feature)  # type: ignore[index]
+    else:
+        object.__setattr__(changed, str(key), put_feature(getattr(output, str(key)), rest, feature))
+    return changed

@@ -1,0 +1,412 @@
+"""The wrapper: two networks, their fusions and gates; its forward is the method."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from auxnas_layers._engine import PRIMARY, Branch, run
+from auxnas_layers.architecture import Architecture, Edge
+from auxnas_layers.cost import Cost, CostReport, count_parameters, measure
+from auxnas_layers.errors import ExportError, LayoutError, SearchError, TapError, bullets
+from auxnas_layers.exchange import FeatureExchange, Place, alignment_problems, hearings
+from auxnas_layers.export import ExportReport, check_closed, copy_out, largest_difference
+from auxnas_layers.fusion import CrossTaskFusion
+from auxnas_layers.gates import Gate
+from auxnas_layers.inputs import Inputs, as_inputs, undisturbed
+from auxnas_layers.search import AuxNAS, Search, check_progress
+from auxnas_layers.search_space import DepthLimited, SearchSpace, as_search_space, from_primary, lay_wires, to_primary
+from auxnas_layers.survey import Seen, layout_problems, observe, trial_problems
+from auxnas_layers.taps import Tap, TapLike, as_taps, aux_points, check_names, primary_points
+
+
+class AuxNASOutput(NamedTuple):
+    """What the two networks returned, untouched.
+
+    Args:
+        primary: Output of the primary network.
+        aux: Output of the auxiliary network; with several, a dict of outputs by name.
+    """
+
+    primary: Any
+    aux: Any
+
+
+class AuxNASWrapper(nn.Module):
+    """Two networks side by side, with searchable edges between their tapped layers.
+
+    The networks stay as they are, usable alone at any time: `wrapper.primary_net` is the network to be served. Right
+    after construction the primary's output equals the plain network's bit for bit, since edges into the primary start
+    at zero; so does the auxiliary's where ``search.own_share == 1`` and ``search.start == "zero"``.
+
+    Args:
+        primary_net: Network of the task that counts.
+        aux_net: Network of the auxiliary task; with several, a mapping from names to networks.
+        taps: Layers to join, in the order of their calls: names, pairs (primary name, aux name), or `Tap`. With
+            several auxiliaries a mapping from their names to such lists.
+        search: Directions, gates and penalties: `AuxNAS` or `AuxG`.
+        search_space: Which tap may hear which: `DepthLimited`, `EdgeMatrix` or a boolean matrix.
+        fusion: Makes the layer that adds what a tap hears, called like `CrossTaskFusion`, such as
+            ``functools.partial(CrossTaskFusion, norm=torch.nn.LayerNorm)``.
+        example_inputs: What the wrapper will be called with: a tensor, a tuple, or `Inputs`. One trial call then sizes
+            the edges; without it the first forward does so, and the edges are uninitialised until then.
+
+    Shape:
+        - input, output: whatever the two networks take and return
+
+    Raises:
+        TapError: If a tap is unknown, unreached, called again, out of order, or gives no feature.
+        LayoutError: If features cannot be aligned.
+        SearchError: If the search space or the auxiliary's name is not valid.
+
+    >>> primary, aux = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, n)) for n in (1, 3))
+    >>> wrapper = AuxNASWrapper(primary, aux, taps=["0"])
+    >>> out = wrapper(torch.ones(2, 4))
+    >>> (out.primary + wrapper.search_penalty(progress=0.5)).sum().backward()
+    >>> net = wrapper.export_primary(torch.ones(2, 4))
+    >>> torch.equal(net(torch.ones(2, 4)), out.primary)
+    True
+    """
+
+    def __init__(
+        self,
+        primary_net: nn.Module,
+        aux_net: nn.Module | Mapping[str, nn.Module],
+        taps: Sequence[TapLike] | Mapping[str, Sequence[TapLike]],
+        *,
+        search: Search = AuxNAS(),
+        search_space: SearchSpace | Sequence[Sequence[bool]] = DepthLimited(3),
+        fusion: Callable[..., CrossTaskFusion] = CrossTaskFusion,
+        example_inputs: Any = None,
+    ) -> None:
+        super().__init__()
+        named = isinstance(aux_net, Mapping | nn.ModuleDict)
+        auxes = dict(aux_net.items()) if isinstance(aux_net, Mapping | nn.ModuleDict) else {"aux": aux_net}
+        self._taps = {aux: as_taps(entries) for aux, entries in _by_name(taps, auxes, named).items()}
+        _check_taps(primary_net, auxes, self._taps)
+        self.primary_net = primary_net
+        self.aux_net = nn.ModuleDict(auxes) if named else auxes["aux"]
+        self.search = search
+        self._named, self._example_inputs = named, example_inputs
+        self._points = {PRIMARY: primary_points(self._taps), **{a: aux_points(t) for a, t in self._taps.items()}}
+        space, gates = as_search_space(search_space), {}
+        for inward in (True, False):
+            for aux, side in self._taps.items():
+                wires = lay_wires(space, aux, len(side), inward=inward)
+                if wires and (gate := search.make_gates(len(wires), to_primary=inward)):
+                    gates[wires[0].direction] = gate, wires
+        self.gates = nn.ModuleDict({direction: gate for direction, (gate, _) in gates.items()})
+        self._wires = {direction: wires for direction, (_, wires) in gates.items()}
+        self._heard = hearings(self._taps, [wire for wires in self._wires.values() for wire in wires])
+        self.fusions = nn.ModuleDict({role: nn.ModuleDict() for role in self._points})
+        for role, name in self._heard:
+            start = {"own_share": 1.0, "start": "zero"}  # law 1: wrapping does not change the primary
+            if role != PRIMARY:
+                start = {"own_share": search.own_share, "start": search.start}
+            self.fusions[role][self._number(role, name)] = fusion(None, [None] * len(self._heard[role, name]), **start)
+        self._seen: dict[Place, Seen] | None = None
+        self.export_report: ExportReport | None = None
+        if example_inputs is not None:
+            self._size(self._route_example(example_inputs))
+
+    # The forward: inputs -> lock-step -> (tap by tap) exchange -> two outputs
+
+    def forward(self, *args: Any, aux_inputs: Any = None, **kwargs: Any) -> AuxNASOutput:
+        """Run both networks, joined at their taps by the open edges.
+
+        Args:
+            args, kwargs: Arguments of the primary network, and of the auxiliary if it is given none of its own.
+            aux_inputs: The auxiliary's own arguments: a tuple or `Inputs`; with several a mapping by name.
+        """
+        inputs = self._route(args, kwargs, aux_inputs)
+        seen = self._seen or self._size(inputs)
+        exchange = FeatureExchange(self._heard, seen, self._fusions_by_place(), self._open_gates())
+        primary, auxes = self._branches(inputs)
+        primary_output, aux_outputs = run(primary, auxes, exchange, lockstep=exchange.primary_hears)
+        return AuxNASOutput(primary_output, aux_outputs if self._named else aux_outputs["aux"])
+
+    def _route(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], aux_inputs: Any) -> dict[str, Inputs]:
+        """Which arguments each network gets."""
+        own = aux_inputs if self._named else {"aux": aux_inputs}
+        unknown = [] if own is None else [name for name in own if name not in self._taps]
+        if unknown:
+            raise SearchError(f"aux_inputs for {unknown}, but the auxiliary networks are {list(self._taps)}")
+        inputs = {PRIMARY: Inputs(args, kwargs)}
+        for aux in self._taps:
+            given = None if own is None else own.get(aux)
+            inputs[aux] = inputs[PRIMARY] if given is None else as_inputs(given)
+        return inputs
+
+    def _route_example(self, example_inputs: Any) -> dict[str, Inputs]:
+        example = as_inputs(example_inputs)
+        kwargs = dict(example.kwargs)
+        return self._route(example.args, {k: v for k, v in kwargs.items() if k != "aux_inputs"}, kwargs.get("aux_inputs"))
+
+    def _branches(self, inputs: Mapping[str, Inputs]) -> tuple[Branch, dict[str, Branch]]:
+        """The networks with their inputs and taps, as the engine takes them."""
+        primary = Branch(PRIMARY, self.primary_net, inputs[PRIMARY], self._points[PRIMARY])
+        auxes = {
+            aux: Branch(aux, net, inputs[aux], self._points[aux], [tap.primary for tap in self._taps[aux]])
+            for aux, net in self._aux_nets().items()
+        }
+        return primary, auxes
+
+    def _open_gates(self) -> dict[str, list[Tensor | None]]:
+        """Every gate by direction, None where closed."""
+        gates: dict[str, list[Tensor | None]] = {}
+        for direction, gate in self._gates().items():
+            if self.training:
+                gate.settle_()
+            values = self._values(direction)
+            gates[direction] = [g if value > 0 else None for g, value in zip(gate().unbind(), values, strict=True)]
+        return gates
+
+    def _values(self, direction: str) -> list[float]:
+        values = self._gates()[direction].values()
+        if broken := [wire for wire, value in zip(self._wires[direction], values, strict=True) if value != value]:
+            edges = ", ".join(f"{wire.source} -> {wire.target}" for wire in broken)
+            raise SearchError(
+                f"gates of {direction} are NaN: {edges}. A loss or its gradient was not finite: check the losses, lower "
+                "the learning rate of arch_parameters(), and load_state_dict an earlier state of the wrapper"
+            )
+        return values
+
+    # Sizing: one trial call tells the shapes, layouts and order of all features
+
+    def _size(self, inputs: Mapping[str, Inputs]) -> dict[Place, Seen]:
+        """Size the fusions by calling each network once on trial; all that is wrong with the taps is told at once."""
+        primary, auxes = self._branches(inputs)
+        seen: dict[Place, Seen] = {}
+        wrong_taps: list[str] = []
+        wrong_layouts: list[str] = []
+        for branch in (primary, *auxes.values()):
+            found, order = observe(branch.net, branch.inputs, branch.points)
+            orders = [aux.hears for aux in auxes.values()] if branch is primary else [[p.name for p in branch.points]]
+            for names in orders:
+                wrong_taps += trial_problems(branch.role, names, found, order)
+            wrong_layouts += layout_problems(branch.role, branch.points, found)
+            seen.update({(branch.role, name): what for name, what in found.items()})
+        if wrong_taps:
+            raise TapError(bullets("these taps cannot be fused:", list(dict.fromkeys(wrong_taps))))
+        if wrong := wrong_layouts or alignment_problems(self._heard, seen):
+            raise LayoutError(bullets("these features cannot be brought into one layout:", wrong))
+        self._materialise(seen)
+        self._seen = seen
+        return seen
+
+    def _materialise(self, seen: Mapping[Place, Seen]) -> None:
+        """Size every fusion for the features that it joins, on the device and in the dtype of the layer that hears."""
+        nets = {PRIMARY: self.primary_net, **self._aux_nets()}
+        with undisturbed():  # how edges start does not change the random numbers that the user's networks draw
+            for (role, name), fusion in self._fusions_by_place().items():
+                own, sources = seen[role, name], [seen[hearing.source] for hearing in self._heard[role, name]]
+                assert own.layout and own.shape
+                fusion.materialise(
+                    own.layout.channels(own.shape),
+                    [source.layout.channels(source.shape) for source in sources if source.layout and source.shape],
+                    channel_dim=own.layout.channel_dim,
+                    device=own.device,
+                    dtype=_dtype(nets[role], name) or own.dtype,
+                )
+
+    # The search
+
+    def search_penalty(self, progress: float) -> Tensor:
+        """Advance the search to `progress`, and return the penalty to add to the loss.
+
+        Under `AuxNAS` this is what closes the edges into the primary: it lowers their gates to the ceiling that the
+        schedule gives, so call it in every step. It holds no counter: the same progress always gives the same ceiling.
+
+        Args:
+            progress: Share of training that is done, in [0, 1], such as ``step / total_steps``.
+
+        Returns:
+            Scalar tensor, in units of the loss.
+
+        Raises:
+            SearchError: If progress is not in [0, 1], or a gate is NaN.
+        """
+        progress = check_progress(progress)
+        gates, none = self._gates(), torch.zeros(0)
+        for direction in gates:
+            self._values(direction)
+        penalty = torch.zeros(())
+        for aux in self._taps:
+            inward, outward = gates.get(to_primary(aux)), gates.get(from_primary(aux))
+            if inward:
+                inward.settle_(self.search.ceiling(progress))
+            term = self.search.penalty(inward() if inward else none, outward() if outward else none, progress)
+            penalty = penalty.to(term.device) + term
+        return penalty
+
+    def close_aux_to_primary_(self) -> None:
+        """Close every edge into the primary now and for good."""
+        for aux in self._taps:
+            if gate := self._gates().get(to_primary(aux)):
+                gate.settle_(0.0)
+
+    def architecture(self) -> Architecture:
+        """All edges and their gates as they are now; prints as a table.
+
+        Raises:
+            SearchError: If a gate is NaN.
+        """
+        edges = [
+            Edge(direction, wire.source, wire.target, value, value > 0)
+            for direction, wires in self._wires.items()
+            for wire, value in zip(wires, self._values(direction), strict=True)
+        ]
+        return Architecture(tuple(edges))
+
+    def load_architecture(self, architecture: Architecture) -> None:
+        """Set every gate as in an architecture found earlier, here or on another pair of networks.
+
+        Raises:
+            SearchError: If the two do not have the same edges; says which differ, and changes nothing.
+        """
+        gates = {(edge.direction, edge.source, edge.target): edge.gate for edge in architecture}
+        own = {(wire.direction, wire.source, wire.target) for wires in self._wires.values() for wire in wires}
+        problems = [f"{d} {s} -> {t}: only in the architecture" for d, s, t in gates if (d, s, t) not in own]
+        problems += [f"{d} {s} -> {t}: only in the wrapper" for d, s, t in sorted(own) if (d, s, t) not in gates]
+        problems += [f"{edge}: gates are in [0, 1]" for edge in architecture if not 0 <= edge.gate <= 1]
+        if problems:
+            raise SearchError(bullets("the architecture is not one of this search space:", problems))
+        for direction, wires in self._wires.items():
+            self._gates()[direction].set_([gates[direction, wire.source, wire.target] for wire in wires])
+
+    # Taking the primary out
+
+    def export_primary(self, example_inputs: Any = None, allow_open: bool = False) -> nn.Module:
+        """The primary network by itself: a new object of its own class, without a trace of the wrapper.
+
+        `export_report` then says what was dropped, what it costs, and that its outputs are those of the wrapper.
+
+        Args:
+            example_inputs: Inputs to compare the outputs on; by default those given at construction, if any.
+            allow_open: Cut edges into the primary that are still open, which changes its outputs.
+
+        Raises:
+            ExportError: If an edge into the primary is open, or the outputs are not bitwise equal.
+        """
+        cut = check_closed(self.architecture(), {to_primary(aux) for aux in self._taps}, allow_open=allow_open)
+        exported = copy_out(self.primary_net)
+        report = ExportReport(self.architecture().edges, cut)
+        if (example := self._example_inputs if example_inputs is None else example_inputs) is not None:
+            report = self._prove(exported, report, example)
+        self.export_report = report
+        return exported
+
+    def _prove(self, exported: nn.Module, report: ExportReport, example: Any) -> ExportReport:
+        """Compare the exported network with the wrapper's primary output."""
+        call, own = as_inputs(example), self._route_example(example)[PRIMARY]
+        with undisturbed(self), torch.no_grad():
+            expected = call.call(self).primary
+        difference = largest_difference(exported, own, expected)
+        if difference and not report.cut:
+            raise ExportError(f"the exported network differs from the wrapper's primary output by {difference:g}")
+        return replace(
+            report,
+            max_difference=difference,
+            training=measure(self, call),
+            primary=measure(self.primary_net, own),
+            exported=measure(exported, own),
+        )
+
+    def cost(self, *example_inputs: Any) -> CostReport:
+        """Parameters and FLOPs of the primary, the auxiliaries, and the wrapper with its open edges; one forward each.
+
+        Args:
+            example_inputs: Positional inputs of the wrapper, or a single `Inputs`.
+        """
+        single = len(example_inputs) == 1 and isinstance(example_inputs[0], Inputs)
+        example = example_inputs[0] if single else Inputs(example_inputs)
+        routed = self._route_example(example)
+        costs = {aux: measure(net, routed[aux]) for aux, net in self._aux_nets().items()}
+        auxiliary = Cost(count_parameters(self.aux_net), sum(cost.flops for cost in costs.values()))
+        return CostReport(measure(self.primary_net, routed[PRIMARY]), auxiliary, measure(self, as_inputs(example)))
+
+    # Parameter groups: a partition by module; what both networks share is the primary's
+
+    def primary_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the primary network."""
+        return self.primary_net.parameters()
+
+    def aux_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the auxiliary networks that are not the primary's too."""
+        shared = set(self.primary_net.parameters())
+        return iter([parameter for parameter in self.aux_net.parameters() if parameter not in shared])
+
+    def fusion_parameters(self) -> Iterator[nn.Parameter]:
+        """Weights of the edges."""
+        return self.fusions.parameters()
+
+    def arch_parameters(self) -> Iterator[nn.Parameter]:
+        """Gates of the edges; none where the search has only fixed gates."""
+        return self.gates.parameters()
+
+    def weight_parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters but the gates.
+
+        Raises:
+            LayoutError: If the edges have not been sized yet.
+        """
+        weights = [*self.primary_parameters(), *self.aux_parameters(), *self.fusion_parameters()]
+        if any(map(is_lazy, weights)):
+            raise LayoutError(
+                "the edges have not been sized yet; give AuxNASWrapper(..., example_inputs=...), or call the wrapper "
+                "once before you make the optimiser"
+            )
+        return iter(weights)
+
+    # Where things are
+
+    def _aux_nets(self) -> dict[str, nn.Module]:
+        return dict(self.aux_net.items()) if isinstance(self.aux_net, nn.ModuleDict) and self._named else {"aux": self.aux_net}
+
+    def _gates(self) -> dict[str, Gate]:
+        return dict(self.gates.items())  # type: ignore[arg-type]
+
+    def _fusions_by_place(self) -> dict[Place, CrossTaskFusion]:
+        """The fusion of each tapped layer that hears, kept under its number, since names may hold dots."""
+        return {(role, name): self.fusions[role][self._number(role, name)] for role, name in self._heard}  # type: ignore[index]
+
+    def _number(self, role: str, name: str) -> str:
+        return str([point.name for point in self._points[role]].index(name))
+
+    def __repr__(self) -> str:
+        nets = ", ".join(f"{aux}={type(net).__name__}" for aux, net in self._aux_nets().items())
+        lines = [f"AuxNASWrapper(primary={type(self.primary_net).__name__}, {nets},", f"  search={self.search},"]
+        lines += [f"  {direction}: {gate.extra_repr()}," for direction, gate in self._gates().items()]
+        lines += [f"  {role} {name!r}: {fusion.extra_repr()}," for (role, name), fusion in self._fusions_by_place().items()]
+        return "\n".join([*lines, ")"])
+
+
+def _by_name(taps: Any, auxes: Mapping[str, nn.Module], named: bool) -> dict[str, Sequence[TapLike]]:
+    """The taps of each auxiliary."""
+    if not named:
+        return {"aux": taps}
+    if not isinstance(taps, Mapping) or taps.keys() != auxes.keys():
+        found = list(taps) if isinstance(taps, Mapping) else type(taps).__name__
+        raise TapError(f"with several auxiliaries, taps is a mapping with the same keys {list(auxes)}; found {found}")
+    if wrong := [name for name in auxes if not name.isidentifier() or name == PRIMARY]:
+        raise TapError(f"names of auxiliaries must be identifiers other than {PRIMARY!r}; found {wrong}")
+    return {aux: taps[aux] for aux in auxes}
+
+
+def _check_taps(primary_net: nn.Module, auxes: Mapping[str, nn.Module], taps: Mapping[str, Sequence[Tap]]) -> None:
+    """Raise a `TapError` that lists every name in every network that cannot be tapped."""
+    problems: list[str] = []
+    for aux, side in taps.items():
+        problems += check_names(primary_net, [tap.primary for tap in side], role=PRIMARY)
+        problems += check_names(auxes[aux], [tap.aux for tap in side], role=aux)
+    if problems:
+        raise TapError(bullets(f"{len(problems)} problem(s) with the taps:", list(dict.fromkeys(problems))))
+
+
+def _dtype(net: nn.Module, name: str) -> torch.dtype | None:
+    """The dtype of a layer's parameters, or else of its network's."""
+    parameters = [*net.get_submodule(name).parameters(), *net.parameters()]
+    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
