@@ -79,5 +79,7 @@ class Architecture:
         fields = list(Edge.__dataclass_fields__)
         problems = [f"edge {edge!r}" for edge in data.get("edges", [data]) if sorted(edge) != sorted(fields)]
         if problems:
-            raise SearchError(bullets(f"each of an architecture's edges has the fields {', '.join(fields)}; found", problems))
+            raise SearchError(
+                bullets(f"each of an architecture's edges has the fields {', '.join(fields)}; found", problems)
+            )
         return cls(tuple(Edge(**edge) for edge in data["edges"]))

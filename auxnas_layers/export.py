@@ -45,7 +45,10 @@ class ExportReport:
         lines = [f"dropped {len(self.dropped)} edges, {len(self.cut)} of them open and into the primary"]
         if self.training and self.primary and self.exported:
             costs = {"training graph": self.training, "primary": self.primary, "exported net": self.exported}
-            lines += [cost_table(costs), f"exported == primary: {self.exact} (largest difference {self.max_difference:g})"]
+            lines += [
+                cost_table(costs),
+                f"exported == primary: {self.exact} (largest difference {self.max_difference:g})",
+            ]
         else:
             lines.append("not compared: pass example_inputs to compare outputs and count FLOPs")
         return "\n".join(lines)

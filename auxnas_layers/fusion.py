@@ -63,7 +63,9 @@ class CrossTaskFusion(nn.Module):
         if start not in get_args(Start):
             raise SearchError(f"start must be one of {', '.join(map(repr, get_args(Start)))}; found {start!r}")
         if activation and activation(torch.zeros(1)).item() != 0:
-            raise SearchError("the activation of an edge must give 0 for 0, as ReLU and GELU do, so that edges can close")
+            raise SearchError(
+                "the activation of an edge must give 0 for 0, as ReLU and GELU do, so that edges can close"
+            )
         self.own_share, self.start, self.channel_dim = own_share, start, channel_dim
         self.make_norm, self.activation = norm, activation
         self.weights = nn.ParameterList([UninitializedParameter() for _ in source_channels])
@@ -158,6 +160,8 @@ class CrossTaskFusion(nn.Module):
 
 def _project(source: Tensor, weight: Tensor, channel_dim: int) -> Tensor:
     """A 1x1 convolution without bias: mix the channels of a feature."""
+    if source.dtype != weight.dtype and not torch.is_autocast_enabled(source.device.type):
+        source = source.to(weight.dtype)
     if channel_dim in (-1, source.dim() - 1):
         return F.linear(source, weight)
     if channel_dim == 1 and source.dim() in _CONVOLUTIONS:

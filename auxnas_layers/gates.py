@@ -51,7 +51,9 @@ class Gate(nn.Module):
         raise NotImplementedError
 
     def forward(self) -> Tensor:
-        return torch.where(self.closed.clone(), 0.0, self.squash(self.alpha))  # cloned: settle_ may come before backward
+        return torch.where(
+            self.closed.clone(), 0.0, self.squash(self.alpha)
+        )  # cloned: settle_ may come before backward
 
     @torch.no_grad()
     def values(self) -> list[float]:

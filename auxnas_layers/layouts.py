@@ -129,7 +129,9 @@ def infer_layout(shape: Sequence[int], leaves: Iterable[nn.Module]) -> Layout:
             return Layout((_FIRST if at_first and (first or not at_last) else _LAST)[len(shape)])
     if len(shape) > 3:
         return Layout(_FIRST[len(shape)])
-    raise LayoutError(f"a feature of shape {tuple(shape)} may be 'b n c' or 'b c t', and no layer before it tells which")
+    raise LayoutError(
+        f"a feature of shape {tuple(shape)} may be 'b n c' or 'b c t', and no layer before it tells which"
+    )
 
 
 def _output_channels(leaf: nn.Module) -> tuple[int | None, bool]:

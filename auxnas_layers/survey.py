@@ -100,12 +100,16 @@ def trial_problems(role: str, names: Sequence[str], seen: Mapping[str, Seen], or
         if not found.calls:
             problems.append(f"{role} {name!r} is not called on these inputs; list_taps(net, *inputs) prints what is")
         elif found.calls > 1:
-            problems.append(f"{role} {name!r} is called {found.calls} times in one forward; tap a layer that is called once")
+            problems.append(
+                f"{role} {name!r} is called {found.calls} times in one forward; tap a layer that is called once"
+            )
         elif found.shape is None:
             problems.append(f"{role} {name!r} {found.problem}")
     called = [name for name in order if name in names]
     if not problems and called != list(names):
-        problems.append(f"the {role} network calls its taps in the order {', '.join(map(repr, called))}; list them in that order")
+        problems.append(
+            f"the {role} network calls its taps in the order {', '.join(map(repr, called))}; list them in that order"
+        )
     return problems
 
 
@@ -126,9 +130,19 @@ class TapTable(tuple[tuple[str, str, Seen], ...]):
         rows = [("name", "class", "calls", "shape", "layout or why not")]
         for name, kind, seen in self:
             note = seen.problem if seen.problem else seen.layout.text if seen.layout else ""
-            rows.append((name, kind, str(seen.calls), str(seen.shape or ""), "called more than once" if seen.calls > 1 else note))
+            rows.append(
+                (
+                    name,
+                    kind,
+                    str(seen.calls),
+                    str(seen.shape or ""),
+                    "called more than once" if seen.calls > 1 else note,
+                )
+            )
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows)
+        return "\n".join(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
+        )
 
 
 def list_taps(net: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> TapTable:
@@ -149,6 +163,8 @@ def list_taps(net: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Ta
     """
     single = len(example_inputs) == 1 and isinstance(example_inputs[0], Inputs)
     inputs = as_inputs(example_inputs[0]) if single else Inputs(example_inputs, example_kwargs)
-    modules = {name: module for name, module in net.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)}
+    modules = {
+        name: module for name, module in net.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)
+    }
     seen, order = observe(net, inputs, [Point(name) for name in modules])
     return TapTable((name, type(modules[name]).__name__, seen[name]) for name in dict.fromkeys(order))

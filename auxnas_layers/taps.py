@@ -78,7 +78,9 @@ def as_taps(entries: Sequence[TapLike]) -> tuple[Tap, ...]:
     if isinstance(entries, str) or odd or not entries:
         found = repr(entries) if isinstance(entries, str) or not entries else ", ".join(map(repr, odd))
         raise TapError(f"taps must be a list of names, pairs (primary name, aux name) or Tap(...); found {found}")
-    return tuple(entry if isinstance(entry, Tap) else Tap(entry) if isinstance(entry, str) else Tap(*entry) for entry in entries)
+    return tuple(
+        entry if isinstance(entry, Tap) else Tap(entry) if isinstance(entry, str) else Tap(*entry) for entry in entries
+    )
 
 
 def _is_pair(entry: Any) -> bool:
@@ -95,7 +97,10 @@ def primary_points(taps: Mapping[str, Sequence[Tap]]) -> tuple[Point, ...]:
     problems = []
     for tap in (tap for side in taps.values() for tap in side):
         old = points.get(tap.primary, Point(tap.primary))
-        layout, select = tap.primary_layout or old.layout, old.select if tap.primary_select is None else tap.primary_select
+        layout, select = (
+            tap.primary_layout or old.layout,
+            old.select if tap.primary_select is None else tap.primary_select,
+        )
         points[tap.primary] = Point(tap.primary, layout, select)
         if old.layout not in (None, layout) or old.select not in (None, select):
             problems.append(f"{tap.primary!r}: described as {old} and as {points[tap.primary]}")
@@ -119,13 +124,21 @@ def check_names(net: nn.Module, names: Sequence[str], *, role: str) -> list[str]
     problems = []
     for name in names:
         if name not in known:
-            problems.append(f"{name!r} is not a module of the {role} network ({type(net).__name__}); {_hint(name, known)}")
+            problems.append(
+                f"{name!r} is not a module of the {role} network ({type(net).__name__}); {_hint(name, known)}"
+            )
         elif isinstance(known[name], nn.ModuleList | nn.ModuleDict):
             children = [f"{name}.{child}" for child, _ in known[name].named_children()]
-            problems.append(f"{role} {name!r} only holds modules and is never called; tap {children[-1:]} or another of its items")
+            problems.append(
+                f"{role} {name!r} only holds modules and is never called; tap {children[-1:]} or another of its items"
+            )
         elif isinstance(known[name], torch.jit.ScriptModule):
             problems.append(f"{role} {name!r} is a ScriptModule, on which torch allows no hooks; tap a plain module")
-    problems += [f"{role} {name!r} is tapped {names.count(name)} times; name it once" for name in dict.fromkeys(names) if names.count(name) > 1]
+    problems += [
+        f"{role} {name!r} is tapped {names.count(name)} times; name it once"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
     return problems
 
 
@@ -175,7 +188,9 @@ def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
             found = {path: tensor for path, tensor in features(output) if is_feature(tensor)}
         if len(found) > 1:
             shapes = ", ".join(f"{_as_select(path)!r}: {tuple(tensor.shape)}" for path, tensor in found.items())
-            raise TapError(f"returns several tensors ({shapes}); choose one with Tap(..., primary_select=... or aux_select=...)")
+            raise TapError(
+                f"returns several tensors ({shapes}); choose one with Tap(..., primary_select=... or aux_select=...)"
+            )
     else:
         path = select if isinstance(select, tuple) else (select,)
         found = {p: tensor for p, tensor in features(output) if p == path}
@@ -183,9 +198,13 @@ def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
         if is_feature(tensor):
             return path, tensor
         kind = "nested or sparse" if tensor.is_nested or tensor.layout is not torch.strided else str(tensor.dtype)
-        raise TapError(f"gives a {kind} tensor of {tensor.dim()} dimensions; a feature is dense and floating, (batch, ..., channels)")
+        raise TapError(
+            f"gives a {kind} tensor of {tensor.dim()} dimensions; a feature is dense and floating, (batch, ..., channels)"
+        )
     there = ", ".join(f"{_as_select(path)!r}" for path, _ in features(output)) or "no tensor at all"
-    raise TapError(f"returns a {type(output).__name__} with {there}; no feature {'' if select is None else f'at {select!r} '}in it")
+    raise TapError(
+        f"returns a {type(output).__name__} with {there}; no feature {'' if select is None else f'at {select!r} '}in it"
+    )
 
 
 def _as_select(path: Path) -> Select:

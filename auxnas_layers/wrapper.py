@@ -143,7 +143,9 @@ class AuxNASWrapper(nn.Module):
     def _route_example(self, example_inputs: Any) -> dict[str, Inputs]:
         example = as_inputs(example_inputs)
         kwargs = dict(example.kwargs)
-        return self._route(example.args, {k: v for k, v in kwargs.items() if k != "aux_inputs"}, kwargs.get("aux_inputs"))
+        return self._route(
+            example.args, {k: v for k, v in kwargs.items() if k != "aux_inputs"}, kwargs.get("aux_inputs")
+        )
 
     def _branches(self, inputs: Mapping[str, Inputs]) -> tuple[Branch, dict[str, Branch]]:
         """The networks with their inputs and taps, as the engine takes them."""
@@ -364,7 +366,11 @@ class AuxNASWrapper(nn.Module):
     # Where things are
 
     def _aux_nets(self) -> dict[str, nn.Module]:
-        return dict(self.aux_net.items()) if isinstance(self.aux_net, nn.ModuleDict) and self._named else {"aux": self.aux_net}
+        return (
+            dict(self.aux_net.items())
+            if isinstance(self.aux_net, nn.ModuleDict) and self._named
+            else {"aux": self.aux_net}
+        )
 
     def _gates(self) -> dict[str, Gate]:
         return dict(self.gates.items())  # type: ignore[arg-type]
@@ -380,7 +386,9 @@ class AuxNASWrapper(nn.Module):
         nets = ", ".join(f"{aux}={type(net).__name__}" for aux, net in self._aux_nets().items())
         lines = [f"AuxNASWrapper(primary={type(self.primary_net).__name__}, {nets},", f"  search={self.search},"]
         lines += [f"  {direction}: {gate.extra_repr()}," for direction, gate in self._gates().items()]
-        lines += [f"  {role} {name!r}: {fusion.extra_repr()}," for (role, name), fusion in self._fusions_by_place().items()]
+        lines += [
+            f"  {role} {name!r}: {fusion.extra_repr()}," for (role, name), fusion in self._fusions_by_place().items()
+        ]
         return "\n".join([*lines, ")"])
 
 

@@ -40,7 +40,9 @@ def replay_when_recomputed(ambient: Ambient, module: nn.Module, path: Path, feat
         return
     cells = dict(zip(hooks[0].__code__.co_freevars, hooks[0].__closure__ or (), strict=True))
     if "frame" not in cells:
-        raise TapError("this torch's activation checkpoint is not known here; checkpoint a region without the tap in it")
+        raise TapError(
+            "this torch's activation checkpoint is not known here; checkpoint a region without the tap in it"
+        )
     region = cells["frame"].cell_contents
     if not isinstance(region.recompute_fn, _Replay):
         region.recompute_fn = _Replay(region.recompute_fn)

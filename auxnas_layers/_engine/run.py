@@ -30,5 +30,7 @@ def run(
         TapError: If a tap is not reached exactly once and in order, or gives no feature.
     """
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
-        raise ExportError("the wrapper cannot be traced or exported; do that to the network of wrapper.export_primary()")
+        raise ExportError(
+            "the wrapper cannot be traced or exported; do that to the network of wrapper.export_primary()"
+        )
     return (run_lockstep if lockstep else run_sequential)(primary, auxes, exchange)
