@@ -66,7 +66,7 @@ def check_closed(architecture: Architecture, inward: set[str], *, allow_open: bo
             bullets(
                 f"{len(open_edges)} edge(s) into the primary are still open, so it would not be the network that was "
                 "trained. Call wrapper.search_penalty(step / total_steps) in every step, which closes them well before "
-                "the end, or wrapper.close_aux_to_primary_() and go on training; allow_open=True cuts them as they are:",
+                "the end, or wrapper.close_aux_to_primary_() and train on; allow_open=True cuts them as they are:",
                 [str(edge) for edge in open_edges],
             )
         )
@@ -101,7 +101,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def largest_difference(exported: nn.Module, inputs: Inputs, expected: Any) -> float:
-    """Largest absolute difference between a network's outputs in eval mode and the expected ones; 0.0 if bitwise equal."""
+    """Largest absolute difference between a network's outputs in eval mode and the expected; 0.0: bitwise equal."""
     with undisturbed(exported), torch.no_grad():
         output = inputs.call(exported)
     found, wanted = dict(features(output)), dict(features(expected))

@@ -1,6 +1,6 @@
 """Fusion layers: what a tap hands on once it has heard other features. They know nothing of taps or searches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -98,7 +98,7 @@ class CrossTaskFusion(nn.Module):
         shapes = [(channels, count) for count in source_channels]
         if self.is_lazy():
             for weight, shape in zip(self.weights, shapes, strict=True):
-                weight.materialize(shape, device=device, dtype=dtype)  # type: ignore[attr-defined]
+                weight.materialize(shape, device=device, dtype=dtype)
             self._start_()
             if self.make_norm:
                 make_norm = self.make_norm
@@ -120,11 +120,12 @@ class CrossTaskFusion(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, x: Tensor, sources: Sequence[Tensor], gates: Tensor | Sequence[float | Tensor]) -> Tensor:
+        """See the class."""
         if not len(sources) == len(gates) == len(self.weights):
             raise LayoutError(f"{len(self.weights)} edges need as many sources and gates; {len(sources)}, {len(gates)}")
         return self.fuse(x, {j: (sources[j], gate) for j, gate in enumerate(gates) if gate != 0})
 
-    def fuse(self, x: Tensor, edges: dict[int, tuple[Tensor, float | Tensor]]) -> Tensor:
+    def fuse(self, x: Tensor, edges: Mapping[int, tuple[Tensor, float | Tensor]]) -> Tensor:
         """The same for a caller that knows which edges are open, so that no gate has to be looked at.
 
         Args:
@@ -154,6 +155,7 @@ class CrossTaskFusion(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
+        """Shapes and options."""
         shapes = ", ".join("?" if is_lazy(weight) else f"{tuple(weight.shape)}" for weight in self.weights)
         return f"weights=[{shapes}], own_share={self.own_share}, start={self.start!r}, channel_dim={self.channel_dim}"
 

@@ -51,14 +51,15 @@ class Gate(nn.Module):
         raise NotImplementedError
 
     def forward(self) -> Tensor:
-        return torch.where(
-            self.closed.clone(), 0.0, self.squash(self.alpha)
-        )  # cloned: settle_ may come before backward
+        """The values of all gates."""
+        closed = self.closed.clone()  # settle_ may write to it before the backward pass that needs it
+        return torch.where(closed, 0.0, self.squash(self.alpha))
 
     @torch.no_grad()
     def values(self) -> list[float]:
         """The values as plain numbers: 0.0 exactly where closed, NaN where training has gone wrong."""
-        return self().tolist()
+        values: list[float] = self().tolist()
+        return values
 
     @torch.no_grad()
     def settle_(self, ceiling: float = 1.0) -> None:
@@ -76,6 +77,7 @@ class Gate(nn.Module):
         self.closed.copy_(value == 0)
 
     def extra_repr(self) -> str:
+        """How many edges there are, and how many are open."""
         values = self.values()
         return f"{len(values)} edges, {sum(value > 0 for value in values)} open"
 
@@ -92,9 +94,11 @@ class ClampedGate(Gate):
     """
 
     def squash(self, alpha: Tensor) -> Tensor:
+        """Clamp."""
         return alpha.clamp(0.0, 1.0)
 
     def unsquash(self, value: Tensor) -> Tensor:
+        """The value itself."""
         return value
 
     @torch.no_grad()
@@ -114,9 +118,11 @@ class SigmoidGate(Gate):
     """
 
     def squash(self, alpha: Tensor) -> Tensor:
+        """Sigmoid."""
         return alpha.sigmoid()
 
     def unsquash(self, value: Tensor) -> Tensor:
+        """Logit, finite at 0 and 1."""
         return value.logit(eps=1e-6)
 
 
@@ -130,7 +136,9 @@ class FixedGate(Gate):
     searched = False
 
     def squash(self, alpha: Tensor) -> Tensor:
+        """Alpha itself."""
         return alpha
 
     def unsquash(self, value: Tensor) -> Tensor:
+        """The value itself."""
         return value

@@ -6,7 +6,7 @@ A layout names every dimension of a feature: ``b`` the batch, ``c`` the channels
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,7 +21,7 @@ _AXIS = re.compile(r"(?:(?P<extra>\d+)\+)?\((?P<group>[a-z_\s]+)\)|(?P<name>[a-z
 _FIRST = {3: "b c t", 4: "b c h w", 5: "b c d h w"}
 _LAST = {3: "b n c", 4: "b h w c", 5: "b d h w c"}
 _MOST_EXTRA_TOKENS = 5
-_POOL = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+_POOL: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 

@@ -129,20 +129,12 @@ class TapTable(tuple[tuple[str, str, Seen], ...]):
     def __str__(self) -> str:
         rows = [("name", "class", "calls", "shape", "layout or why not")]
         for name, kind, seen in self:
-            note = seen.problem if seen.problem else seen.layout.text if seen.layout else ""
-            rows.append(
-                (
-                    name,
-                    kind,
-                    str(seen.calls),
-                    str(seen.shape or ""),
-                    "called more than once" if seen.calls > 1 else note,
-                )
-            )
+            note = seen.layout.text if seen.layout else seen.problem
+            note = "called more than once" if seen.calls > 1 else note
+            rows.append((name, kind, str(seen.calls), str(seen.shape or ""), note))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
-        )
+        lines = [[*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]] for row in rows]
+        return "\n".join(map("  ".join, lines))
 
 
 def list_taps(net: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> TapTable:
@@ -163,8 +155,6 @@ def list_taps(net: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Ta
     """
     single = len(example_inputs) == 1 and isinstance(example_inputs[0], Inputs)
     inputs = as_inputs(example_inputs[0]) if single else Inputs(example_inputs, example_kwargs)
-    modules = {
-        name: module for name, module in net.named_modules() if name and not isinstance(module, torch.jit.ScriptModule)
-    }
+    modules = {name: m for name, m in net.named_modules() if name and not isinstance(m, torch.jit.ScriptModule)}
     seen, order = observe(net, inputs, [Point(name) for name in modules])
     return TapTable((name, type(modules[name]).__name__, seen[name]) for name in dict.fromkeys(order))

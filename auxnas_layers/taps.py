@@ -78,9 +78,8 @@ def as_taps(entries: Sequence[TapLike]) -> tuple[Tap, ...]:
     if isinstance(entries, str) or odd or not entries:
         found = repr(entries) if isinstance(entries, str) or not entries else ", ".join(map(repr, odd))
         raise TapError(f"taps must be a list of names, pairs (primary name, aux name) or Tap(...); found {found}")
-    return tuple(
-        entry if isinstance(entry, Tap) else Tap(entry) if isinstance(entry, str) else Tap(*entry) for entry in entries
-    )
+    pairs = [(entry,) if isinstance(entry, str) else entry for entry in entries]
+    return tuple(pair if isinstance(pair, Tap) else Tap(*pair) for pair in pairs)
 
 
 def _is_pair(entry: Any) -> bool:
@@ -97,10 +96,8 @@ def primary_points(taps: Mapping[str, Sequence[Tap]]) -> tuple[Point, ...]:
     problems = []
     for tap in (tap for side in taps.values() for tap in side):
         old = points.get(tap.primary, Point(tap.primary))
-        layout, select = (
-            tap.primary_layout or old.layout,
-            old.select if tap.primary_select is None else tap.primary_select,
-        )
+        layout = tap.primary_layout or old.layout
+        select = old.select if tap.primary_select is None else tap.primary_select
         points[tap.primary] = Point(tap.primary, layout, select)
         if old.layout not in (None, layout) or old.select not in (None, select):
             problems.append(f"{tap.primary!r}: described as {old} and as {points[tap.primary]}")
@@ -124,21 +121,17 @@ def check_names(net: nn.Module, names: Sequence[str], *, role: str) -> list[str]
     problems = []
     for name in names:
         if name not in known:
-            problems.append(
-                f"{name!r} is not a module of the {role} network ({type(net).__name__}); {_hint(name, known)}"
-            )
+            net_name = f"the {role} network ({type(net).__name__})"
+            problems.append(f"{name!r} is not a module of {net_name}; {_hint(name, known)}")
         elif isinstance(known[name], nn.ModuleList | nn.ModuleDict):
-            children = [f"{name}.{child}" for child, _ in known[name].named_children()]
+            item = next((f"{name}.{child}" for child, _ in known[name].named_children()), name)
             problems.append(
-                f"{role} {name!r} only holds modules and is never called; tap {children[-1:]} or another of its items"
+                f"{role} {name!r} only holds modules and is never called; tap one of them, such as {item!r}"
             )
         elif isinstance(known[name], torch.jit.ScriptModule):
             problems.append(f"{role} {name!r} is a ScriptModule, on which torch allows no hooks; tap a plain module")
-    problems += [
-        f"{role} {name!r} is tapped {names.count(name)} times; name it once"
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
-    ]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    problems += [f"{role} {name!r} is tapped {names.count(name)} times; name it once" for name in twice]
     return problems
 
 
@@ -181,30 +174,24 @@ def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
     >>> find_feature({"hidden": torch.ones(2, 3), "length": 7}, None)[0]
     ('hidden',)
     """
-    if select is None:
-        if isinstance(output, Tensor):
-            found = {(): output}
-        else:
-            found = {path: tensor for path, tensor in features(output) if is_feature(tensor)}
-        if len(found) > 1:
-            shapes = ", ".join(f"{_as_select(path)!r}: {tuple(tensor.shape)}" for path, tensor in found.items())
-            raise TapError(
-                f"returns several tensors ({shapes}); choose one with Tap(..., primary_select=... or aux_select=...)"
-            )
-    else:
+    found: dict[Path, Tensor] = dict(features(output))
+    if select is not None:
         path = select if isinstance(select, tuple) else (select,)
-        found = {p: tensor for p, tensor in features(output) if p == path}
+        found = {path: found[path]} if path in found else {}
+    elif not isinstance(output, Tensor):
+        found = {path: tensor for path, tensor in found.items() if is_feature(tensor)}
+    if len(found) > 1:
+        choices = ", ".join(f"{_as_select(path)!r}: {tuple(tensor.shape)}" for path, tensor in found.items())
+        raise TapError(f"returns several tensors ({choices}); choose one by Tap(..., primary_select=) or aux_select=")
     for path, tensor in found.items():
         if is_feature(tensor):
             return path, tensor
-        kind = "nested or sparse" if tensor.is_nested or tensor.layout is not torch.strided else str(tensor.dtype)
-        raise TapError(
-            f"gives a {kind} tensor of {tensor.dim()} dimensions; a feature is dense and floating, (batch, ..., channels)"
-        )
-    there = ", ".join(f"{_as_select(path)!r}" for path, _ in features(output)) or "no tensor at all"
-    raise TapError(
-        f"returns a {type(output).__name__} with {there}; no feature {'' if select is None else f'at {select!r} '}in it"
-    )
+        strided = tensor.layout is torch.strided and not tensor.is_nested
+        kind = f"{tensor.dtype} of {tensor.dim()} dimensions" if strided else "nested or sparse one"
+        raise TapError(f"gives no feature but a {kind}; a feature is dense and floating, (batch, ..., channels)")
+    there = ", ".join(repr(_as_select(path)) for path, _ in features(output)) or "no tensor"
+    at = "" if select is None else f" at {select!r}"
+    raise TapError(f"gives no feature{at}; it returns a {type(output).__name__} with {there}")
 
 
 def _as_select(path: Path) -> Select:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,15 @@ from auxnas_layers.fusion import CrossTaskFusion
 from auxnas_layers.gates import Gate
 from auxnas_layers.inputs import Inputs, as_inputs, undisturbed
 from auxnas_layers.search import AuxNAS, Search, check_progress
-from auxnas_layers.search_space import DepthLimited, SearchSpace, as_search_space, from_primary, lay_wires, to_primary
+from auxnas_layers.search_space import (
+    DepthLimited,
+    SearchSpace,
+    Wire,
+    as_search_space,
+    from_primary,
+    lay_wires,
+    to_primary,
+)
 from auxnas_layers.survey import Seen, layout_problems, observe, trial_problems
 from auxnas_layers.taps import Tap, TapLike, as_taps, aux_points, check_names, primary_points
 
@@ -71,6 +79,12 @@ class AuxNASWrapper(nn.Module):
     True
     """
 
+    primary_net: nn.Module
+    aux_net: nn.Module
+    export_report: ExportReport | None
+    _wires: dict[str, tuple[Wire, ...]]
+    _seen: dict[Place, Seen] | None
+
     def __init__(
         self,
         primary_net: nn.Module,
@@ -92,25 +106,31 @@ class AuxNASWrapper(nn.Module):
         self.search = search
         self._named, self._example_inputs = named, example_inputs
         self._points = {PRIMARY: primary_points(self._taps), **{a: aux_points(t) for a, t in self._taps.items()}}
-        space, gates = as_search_space(search_space), {}
-        for inward in (True, False):
-            for aux, side in self._taps.items():
-                wires = lay_wires(space, aux, len(side), inward=inward)
-                if wires and (gate := search.make_gates(len(wires), to_primary=inward)):
-                    gates[wires[0].direction] = gate, wires
-        self.gates = nn.ModuleDict({direction: gate for direction, (gate, _) in gates.items()})
-        self._wires = {direction: wires for direction, (_, wires) in gates.items()}
+        self.gates, self._wires = nn.ModuleDict(), {}
+        for wires in self._lay_wires(as_search_space(search_space)):
+            direction, inward = wires[0].direction, wires[0].direction == to_primary(wires[0].aux)
+            if gates := search.make_gates(len(wires), to_primary=inward):
+                self.gates[direction], self._wires[direction] = gates, wires
         self._heard = hearings(self._taps, [wire for wires in self._wires.values() for wire in wires])
         self.fusions = nn.ModuleDict({role: nn.ModuleDict() for role in self._points})
         for role, name in self._heard:
-            start = {"own_share": 1.0, "start": "zero"}  # law 1: wrapping does not change the primary
-            if role != PRIMARY:
-                start = {"own_share": search.own_share, "start": search.start}
-            self.fusions[role][self._number(role, name)] = fusion(None, [None] * len(self._heard[role, name]), **start)
-        self._seen: dict[Place, Seen] | None = None
-        self.export_report: ExportReport | None = None
+            self._fusion_dict(role)[self._number(role, name)] = self._make_fusion(fusion, role, name)
+        self._seen = None
+        self.export_report = None
         if example_inputs is not None:
             self._size(self._route_example(example_inputs))
+
+    def _lay_wires(self, space: SearchSpace) -> list[tuple[Wire, ...]]:
+        """The edges that may exist, for each direction that has any; those towards the primary first."""
+        sides = [(aux, len(taps), inward) for inward in (True, False) for aux, taps in self._taps.items()]
+        return [wires for aux, taps, inward in sides if (wires := lay_wires(space, aux, taps, inward=inward))]
+
+    def _make_fusion(self, fusion: Callable[..., CrossTaskFusion], role: str, name: str) -> CrossTaskFusion:
+        """The layer by which a tap adds what it hears; its channels are not known yet."""
+        sources = [None] * len(self._heard[role, name])
+        if role == PRIMARY:  # law 1: wrapping does not change the primary
+            return fusion(None, sources, own_share=1.0, start="zero")
+        return fusion(None, sources, own_share=self.search.own_share, start=self.search.start)
 
     # The forward: inputs -> lock-step -> (tap by tap) exchange -> two outputs
 
@@ -171,8 +191,8 @@ class AuxNASWrapper(nn.Module):
         if broken := [wire for wire, value in zip(self._wires[direction], values, strict=True) if value != value]:
             edges = ", ".join(f"{wire.source} -> {wire.target}" for wire in broken)
             raise SearchError(
-                f"gates of {direction} are NaN: {edges}. A loss or its gradient was not finite: check the losses, lower "
-                "the learning rate of arch_parameters(), and load_state_dict an earlier state of the wrapper"
+                f"gates of {direction} are NaN: {edges}. A loss or its gradient was not finite: check the losses, "
+                "lower the learning rate of arch_parameters(), and load_state_dict an earlier state of the wrapper"
             )
         return values
 
@@ -366,18 +386,20 @@ class AuxNASWrapper(nn.Module):
     # Where things are
 
     def _aux_nets(self) -> dict[str, nn.Module]:
-        return (
-            dict(self.aux_net.items())
-            if isinstance(self.aux_net, nn.ModuleDict) and self._named
-            else {"aux": self.aux_net}
-        )
+        return dict(self.aux_net.named_children()) if self._named else {"aux": self.aux_net}
 
     def _gates(self) -> dict[str, Gate]:
-        return dict(self.gates.items())  # type: ignore[arg-type]
+        return {direction: cast(Gate, gates) for direction, gates in self.gates.items()}
+
+    def _fusion_dict(self, role: str) -> nn.ModuleDict:
+        return cast(nn.ModuleDict, self.fusions[role])
 
     def _fusions_by_place(self) -> dict[Place, CrossTaskFusion]:
         """The fusion of each tapped layer that hears, kept under its number, since names may hold dots."""
-        return {(role, name): self.fusions[role][self._number(role, name)] for role, name in self._heard}  # type: ignore[index]
+        return {
+            (role, name): cast(CrossTaskFusion, self._fusion_dict(role)[self._number(role, name)])
+            for role, name in self._heard
+        }
 
     def _number(self, role: str, name: str) -> str:
         return str([point.name for point in self._points[role]].index(name))

@@ -3,9 +3,9 @@
 The one place, with `checkpoint.py`, that touches private names of torch; each is pinned by tests/test_private_names.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, overrides
@@ -13,12 +13,24 @@ from torch.utils import _python_dispatch as dispatch
 
 _autograd: Any = torch._C._autograd
 _functorch: Any = torch._C._functorch
+_overrides: Any = overrides
+_cuda: Any = torch.cuda
+_compiler: Any = torch.compiler
 _DEVICES = ("cuda", "xpu", "mps")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def eager(function: Function) -> Function:
+    """Keep torch.compile out of a function and all that it calls, which run hooks and threads."""
+    disabled: Function = _compiler.disable(function)
+    return disabled
 
 
 def saved_tensor_hooks() -> tuple[Any, Any] | None:
     """The innermost pair of saved-tensor hooks in force."""
-    return _autograd._top_saved_tensors_default_hooks(True)
+    hooks: tuple[Any, Any] | None = _autograd._top_saved_tensors_default_hooks(True)
+    return hooks
 
 
 class Ambient:
@@ -28,7 +40,7 @@ class Ambient:
         self.grad, self.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         devices = ["cpu", *(name for name in _DEVICES if getattr(torch, name).is_available())]
         self.autocast = [_autocast_state(device) for device in devices]
-        self.function_modes = overrides._get_current_function_mode_stack()
+        self.function_modes = _overrides._get_current_function_mode_stack()
         self.dispatch_modes = dispatch._get_current_dispatch_mode_stack()
         self.saved_hooks = saved_tensor_hooks()
         self.functorch = _functorch_layers()
@@ -40,8 +52,8 @@ class Ambient:
         with ExitStack() as stack:
             if self.streams:
                 for stream in self.streams[1]:
-                    torch.cuda.set_stream(stream)
-                torch.cuda.set_device(self.streams[0])  # last, since set_stream moves the device
+                    _cuda.set_stream(stream)
+                _cuda.set_device(self.streams[0])  # last, since set_stream moves the device
             for layer in reversed(self.functorch):
                 _functorch.push_dynamic_layer_stack(layer)
                 stack.callback(_functorch.pop_dynamic_layer_stack)
@@ -49,8 +61,8 @@ class Ambient:
                 stack.enter_context(torch.inference_mode())
             stack.enter_context(self.fusing())
             for mode in self.function_modes:
-                overrides._push_mode(mode)
-                stack.callback(overrides._pop_mode)
+                _overrides._push_mode(mode)
+                stack.callback(_overrides._pop_mode)
             for mode in self.dispatch_modes:
                 dispatch._push_mode(mode)
                 stack.callback(dispatch._pop_mode, getattr(mode, "_mode_key", None))
@@ -95,6 +107,6 @@ def _functorch_layers() -> list[Any]:
 
 
 def _cuda_streams() -> tuple[int, list[Any]] | None:
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+    if not (_cuda.is_available() and _cuda.is_initialized()):
         return None
-    return torch.cuda.current_device(), [torch.cuda.current_stream(i) for i in range(torch.cuda.device_count())]
+    return _cuda.current_device(), [_cuda.current_stream(i) for i in range(_cuda.device_count())]

@@ -15,7 +15,6 @@ from auxnas_layers.errors import TapError
 from auxnas_layers.inputs import Inputs
 from auxnas_layers.taps import Point, find_feature, put_feature
 
-
 PRIMARY = "primary"
 
 

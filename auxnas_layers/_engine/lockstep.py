@@ -6,10 +6,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from auxnas_layers._engine.ambient import Ambient
+from auxnas_layers._engine.ambient import Ambient, eager
 from auxnas_layers._engine.branch import PRIMARY, Branch, Exchange, PrimaryVisits, tapped
 
 
@@ -44,7 +43,8 @@ class _Coroutine:
         """Run it up to its next tap, and return the tap's name and feature; raise what it raised."""
         if self._reply is not None:
             self._message = self._resume()
-        return self._message
+        name, feature = self._message
+        return name, feature
 
     def hand_on(self, feature: Tensor) -> None:
         """Set the feature with which it goes on from the tap at which it stands, once it is its turn."""
@@ -78,6 +78,7 @@ class _Coroutine:
         return message
 
     def _main(self) -> None:
+        result: tuple[Any, BaseException | None]
         try:
             with self._ambient.installed():
                 result = self._context.run(self._forward), None
@@ -92,6 +93,7 @@ class _Coroutine:
         def stop(name: str, feature: Tensor) -> Tensor:
             visits.arrive(name)
             self._outbox.put(((name, feature), None))
+            fused: Tensor
             fused, error = self._inbox.get()
             if error is not None:
                 raise error
@@ -103,7 +105,7 @@ class _Coroutine:
         return output
 
 
-@torch._dynamo.disable
+@eager
 def run_lockstep(primary: Branch, auxes: Mapping[str, Branch], exchange: Exchange) -> tuple[Any, dict[str, Any]]:
     """Run all networks at once, each waiting at its taps for the others, fusing in this thread."""
     ambient, visits = Ambient(), PrimaryVisits(auxes)

@@ -29,8 +29,8 @@ def run(
         ExportError: If torch is tracing or exporting.
         TapError: If a tap is not reached exactly once and in order, or gives no feature.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
-        raise ExportError(
-            "the wrapper cannot be traced or exported; do that to the network of wrapper.export_primary()"
-        )
-    return (run_lockstep if lockstep else run_sequential)(primary, auxes, exchange)
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+        raise ExportError("the wrapper cannot be traced or exported; export what wrapper.export_primary() returns")
+    if lockstep:
+        return run_lockstep(primary, auxes, exchange)
+    return run_sequential(primary, auxes, exchange)

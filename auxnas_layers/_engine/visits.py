@@ -29,8 +29,8 @@ class Visits:
             )
         if name != self.names[self.count]:
             raise TapError(
-                f"{self.role} tap {name!r} was reached before {self.names[self.count]!r}; list the taps in the order in "
-                "which the network calls them, as list_taps(net, *inputs) prints it"
+                f"{self.role} tap {name!r} was reached before {self.names[self.count]!r}; list the taps in "
+                "the order in which the network calls them, as list_taps(net, *inputs) prints it"
             )
         self.count += 1
 
