@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from auxnas_layers._engine import PRIMARY, Branch, run
+from auxnas_layers._engine import PRIMARY, Branch, refuse_tracing, run, uncompiled
 from auxnas_layers.architecture import Architecture, Edge
 from auxnas_layers.cost import Cost, CostReport, count_parameters, measure
 from auxnas_layers.errors import ExportError, LayoutError, SearchError, TapError, bullets
@@ -140,8 +140,18 @@ class AuxNASWrapper(nn.Module):
         Args:
             args, kwargs: Arguments of the primary network, and of the auxiliary if it is given none of its own.
             aux_inputs: The auxiliary's own arguments: a tuple or `Inputs`; with several a mapping by name.
+
+        Raises:
+            ExportError: Under torch.export or torch.jit.trace.
+            TapError: If a tap is not reached exactly once and in order, or gives no feature.
+            LayoutError: If features cannot be aligned.
+            SearchError: If a gate is NaN.
         """
-        inputs = self._route(args, kwargs, aux_inputs)
+        refuse_tracing()
+        output: AuxNASOutput = uncompiled(AuxNASWrapper._run_joined)(self, self._route(args, kwargs, aux_inputs))
+        return output
+
+    def _run_joined(self, inputs: Mapping[str, Inputs]) -> AuxNASOutput:
         seen = self._seen or self._size(inputs)
         exchange = FeatureExchange(self._heard, seen, self._fusions_by_place(), self._open_gates())
         primary, auxes = self._branches(inputs)

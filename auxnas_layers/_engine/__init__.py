@@ -1,6 +1,6 @@
 """Running two opaque forwards, tap by tap; `run` is all that the rest of the library uses."""
 
 from auxnas_layers._engine.branch import PRIMARY, Branch, Exchange
-from auxnas_layers._engine.run import run
+from auxnas_layers._engine.run import refuse_tracing, run, uncompiled
 
-__all__ = ["PRIMARY", "Branch", "Exchange", "run"]
+__all__ = ["PRIMARY", "Branch", "Exchange", "refuse_tracing", "run", "uncompiled"]

@@ -3,9 +3,9 @@
 The one place, with `checkpoint.py`, that touches private names of torch; each is pinned by tests/test_private_names.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, overrides
@@ -15,16 +15,7 @@ _autograd: Any = torch._C._autograd
 _functorch: Any = torch._C._functorch
 _overrides: Any = overrides
 _cuda: Any = torch.cuda
-_compiler: Any = torch.compiler
 _DEVICES = ("cuda", "xpu", "mps")
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def eager(function: Function) -> Function:
-    """Keep torch.compile out of a function and all that it calls, which run hooks and threads."""
-    disabled: Function = _compiler.disable(function)
-    return disabled
 
 
 def saved_tensor_hooks() -> tuple[Any, Any] | None:

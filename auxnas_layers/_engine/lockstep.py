@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from auxnas_layers._engine.ambient import Ambient, eager
+from auxnas_layers._engine.ambient import Ambient
 from auxnas_layers._engine.branch import PRIMARY, Branch, Exchange, PrimaryVisits, tapped
 
 
@@ -105,7 +105,6 @@ class _Coroutine:
         return output
 
 
-@eager
 def run_lockstep(primary: Branch, auxes: Mapping[str, Branch], exchange: Exchange) -> tuple[Any, dict[str, Any]]:
     """Run all networks at once, each waiting at its taps for the others, fusing in this thread."""
     ambient, visits = Ambient(), PrimaryVisits(auxes)

@@ -1,6 +1,7 @@
 """Choosing the way to run: in lock-step, or one network after the other."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,11 +27,31 @@ def run(
         What the primary network returned, and what each auxiliary one did.
 
     Raises:
-        ExportError: If torch is tracing or exporting.
         TapError: If a tap is not reached exactly once and in order, or gives no feature.
     """
-    if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+    return (run_lockstep if lockstep else run_sequential)(primary, auxes, exchange)
+
+
+_UNCOMPILED: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep torch.compile out of a function and all that it calls, which run hooks and threads.
+
+    Nobody compiles anything before torch._dynamo is imported; importing it takes longer than importing torch.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return function
+    if function not in _UNCOMPILED:
+        _UNCOMPILED[function] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return _UNCOMPILED[function]
+
+
+def refuse_tracing() -> None:
+    """Refuse to run where the two networks' turns cannot be recorded.
+
+    Raises:
+        ExportError: If torch.jit.trace or torch.export is at work.
+    """
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
         raise ExportError("the wrapper cannot be traced or exported; export what wrapper.export_primary() returns")
-    if lockstep:
-        return run_lockstep(primary, auxes, exchange)
-    return run_sequential(primary, auxes, exchange)

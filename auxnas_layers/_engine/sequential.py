@@ -5,11 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from auxnas_layers._engine.ambient import Ambient, eager
+from auxnas_layers._engine.ambient import Ambient
 from auxnas_layers._engine.branch import PRIMARY, Branch, Exchange, PrimaryVisits, tapped
 
 
-@eager
 def run_sequential(primary: Branch, auxes: Mapping[str, Branch], exchange: Exchange) -> tuple[Any, dict[str, Any]]:
     """Run the primary network plainly, listening at its taps; then each auxiliary one, fusing at its taps."""
     ambient, visits, outputs = Ambient(), PrimaryVisits(auxes), {}
