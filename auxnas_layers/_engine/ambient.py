@@ -3,7 +3,8 @@
 The one place, with `checkpoint.py`, that touches private names of torch; each is pinned by tests/test_private_names.py.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,6 +17,21 @@ _functorch: Any = torch._C._functorch
 _overrides: Any = overrides
 _cuda: Any = torch.cuda
 _DEVICES = ("cuda", "xpu", "mps")
+
+
+_UNCOMPILED: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep torch.compile out of a function and all that it calls, which run hooks and threads.
+
+    Nobody compiles anything before torch._dynamo is imported; importing it takes longer than importing torch.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return function
+    if function not in _UNCOMPILED:
+        _UNCOMPILED[function] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return _UNCOMPILED[function]
 
 
 def saved_tensor_hooks() -> tuple[Any, Any] | None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from auxnas_layers._engine.ambient import Ambient
+from auxnas_layers._engine.ambient import Ambient, uncompiled
 from auxnas_layers._engine.checkpoint import in_reentrant_region, replay_when_recomputed
 from auxnas_layers._engine.visits import Visits
 from auxnas_layers.errors import TapError
@@ -123,7 +123,7 @@ class _Hook:
         self.listener, self.point = listener, point
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return self.listener.at(self.point, module, output)
+        return uncompiled(_Listener.at)(self.listener, self.point, module, output)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Choosing the way to run: in lock-step, or one network after the other."""
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,21 +29,6 @@ def run(
         TapError: If a tap is not reached exactly once and in order, or gives no feature.
     """
     return (run_lockstep if lockstep else run_sequential)(primary, auxes, exchange)
-
-
-_UNCOMPILED: dict[Callable[..., Any], Callable[..., Any]] = {}
-
-
-def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep torch.compile out of a function and all that it calls, which run hooks and threads.
-
-    Nobody compiles anything before torch._dynamo is imported; importing it takes longer than importing torch.
-    """
-    if "torch._dynamo" not in sys.modules:
-        return function
-    if function not in _UNCOMPILED:
-        _UNCOMPILED[function] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return _UNCOMPILED[function]
 
 
 def refuse_tracing() -> None:
