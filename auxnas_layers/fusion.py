@@ -68,7 +68,7 @@ class CrossTaskFusion(nn.Module):
             )
         self.own_share, self.start, self.channel_dim = own_share, start, channel_dim
         self.make_norm, self.activation = norm, activation
-        self.weights = nn.ParameterList([UninitializedParameter() for _ in source_channels])
+        self.weights = _Weights([UninitializedParameter() for _ in source_channels])
         self.norms = nn.ModuleList()
         if channels is not None and None not in source_channels:
             self.materialise(channels, [count for count in source_channels if count is not None])
@@ -151,13 +151,25 @@ class CrossTaskFusion(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         saved = [state_dict.get(f"{prefix}weights.{j}") for j in range(len(self.weights))]
         if self.is_lazy() and saved and all(weight is not None and not is_lazy(weight) for weight in saved):
-            self.materialise(saved[0].shape[0], [weight.shape[1] for weight in saved])
+            self.materialise(saved[0].shape[0], [weight.shape[1] for weight in saved], dtype=saved[0].dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Shapes and options."""
         shapes = ", ".join("?" if is_lazy(weight) else f"{tuple(weight.shape)}" for weight in self.weights)
         return f"weights=[{shapes}], own_share={self.own_share}, start={self.start!r}, channel_dim={self.channel_dim}"
+
+
+class _Weights(nn.ParameterList):
+    """Weights that are left out of a state_dict, and need none, as long as they have no size."""
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        if not any(map(is_lazy, self)):
+            super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        if not any(map(is_lazy, self)):
+            super()._load_from_state_dict(*args)
 
 
 def _project(source: Tensor, weight: Tensor, channel_dim: int) -> Tensor:

@@ -20,9 +20,10 @@ UNITS_PER_STEP = 7.75  # of the 8-bit depth buffer, in map units
 _DECORATION = {"Gore", "Decoration", "LightSource", "Explosive"}
 
 Frames = dict[str, np.ndarray]
+Splits = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
-def load(folder: Path, frames_per_level: int, test_levels: int = 20, seed: int = 0) -> tuple[Any, Any]:
+def load(folder: Path, frames_per_level: int, test_levels: int = 20, seed: int = 0) -> Splits:
     """Frames of training levels and of test levels: dicts of tensors, made once and kept in `folder`.
 
     Returns:
@@ -34,11 +35,11 @@ def load(folder: Path, frames_per_level: int, test_levels: int = 20, seed: int =
         folder.mkdir(parents=True, exist_ok=True)
         jobs = [(wad, name, frames_per_level, seed + i) for i, (wad, name) in enumerate(LEVELS)]
         with ProcessPoolExecutor(os.cpu_count()) as pool:
-            levels = list(tqdm(pool.map(_level, jobs), total=len(jobs), desc="levels rendered"))
+            levels = list(tqdm(pool.map(_level, jobs), "levels rendered", len(jobs)))
         torch.save([{key: torch.from_numpy(array) for key, array in level.items()} for level in levels], file)
     levels = torch.load(file, weights_only=True)
     order = np.random.default_rng(seed).permutation(len(levels))  # split by level, never by frame
-    return tuple(_join([levels[i] for i in part]) for part in (order[test_levels:], order[:test_levels]))  # type: ignore[return-value]
+    return _join([levels[i] for i in order[test_levels:]]), _join([levels[i] for i in order[:test_levels]])
 
 
 def _join(levels: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,29 @@
+# One virtual environment for everything; `make test TORCH=torch==2.13.0` chooses another torch than pip would.
+PYTHON ?= python3
+TORCH ?= torch
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: test demo lint wheel clean
+
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W error -n 2 -q
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/quickstart.py $(ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(VENV)/.lint
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) dist
+
+$(VENV)/.%: pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[$*]"
+	touch $@

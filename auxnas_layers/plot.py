@@ -1,0 +1,73 @@
+"""Pictures of an architecture and of how it came about; needs matplotlib, which ``auxnas_layers[plot]`` brings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from auxnas_layers.architecture import Architecture, Edge
+
+
+def plot_gates(history: Sequence[tuple[float, Architecture]], ax: Axes | None = None) -> Axes:
+    """Draw every gate over the progress of training: solid towards the primary, dashed towards an auxiliary.
+
+    Args:
+        history: Pairs of progress, in [0, 1], and the architecture at that time, as `wrapper.architecture()` gave it.
+        ax: Axes to draw in; the current ones by default.
+
+    >>> from auxnas_layers import Edge
+    >>> start = Architecture((Edge("aux_to_primary", 0, 0, 0.5, True),))
+    >>> end = Architecture((Edge("aux_to_primary", 0, 0, 0.0, False),))
+    >>> len(plot_gates([(0.0, start), (1.0, end)]).lines)
+    1
+    """
+    ax = ax or plt.gca()
+    times = [time for time, _ in history]
+    directions = list(dict.fromkeys(edge.direction for _, architecture in history for edge in architecture))
+    for edges in zip(*(architecture.edges for _, architecture in history), strict=True):
+        number = directions.index(edges[0].direction)
+        style = "-" if _inward(edges[0]) else "--"
+        ax.plot(times, [edge.gate for edge in edges], style, color=f"C{number}", lw=1, alpha=0.8)
+    ends = [ax.lines[[edge.direction for edge in history[0][1]].index(direction)] for direction in directions]
+    ax.legend(ends, [direction.replace("_", " ") for direction in directions], fontsize="small", frameon=False)
+    ax.set(xlabel="progress of training", ylabel="gate", xlim=(min(times), max(times)))
+    return ax
+
+
+def plot_edges(architecture: Architecture, ax: Axes | None = None) -> Axes:
+    """Draw the taps of all networks and the edges between them, the thicker the larger the gate; closed ones dotted.
+
+    Args:
+        architecture: What `wrapper.architecture()` returned.
+        ax: Axes to draw in; the current ones by default.
+
+    >>> from auxnas_layers import Edge
+    >>> ax = plot_edges(Architecture((Edge("primary_to_aux", 0, 1, 0.5, True),)))
+    """
+    ax = ax or plt.gca()
+    names = list(dict.fromkeys(name for edge in architecture for name in edge.direction.split("_to_")))
+    names.sort(key=lambda name: name != "primary")
+    taps = 1 + max((edge.target for edge in architecture), default=0)
+    for edge in architecture:
+        source, target = (names.index(name) for name in edge.direction.split("_to_"))
+        shift = 0.06 if _inward(edge) else -0.06
+        arrow: dict[str, Any] = {
+            "arrowstyle": "-|>",
+            "color": "C0" if _inward(edge) else "C1",
+            "shrinkA": 9,
+            "shrinkB": 9,
+        }
+        arrow |= {"lw": 0.5 + 2 * edge.gate} if edge.open else {"lw": 0.8, "ls": ":", "alpha": 0.5}
+        ax.annotate("", (edge.target + shift, -target), (edge.source + shift, -source), arrowprops=arrow)
+    for row, name in enumerate(names):
+        ax.plot(range(taps), [-row] * taps, "o-", color="0.3", ms=10, lw=3, zorder=3)
+        ax.text(-0.35, -row, name, ha="right", va="center")
+    ax.set(xlim=(-1.2, taps - 0.5), ylim=(0.4 - len(names), 0.6), xlabel="tap", xticks=range(taps), yticks=[])
+    for side in ("left", "right", "top"):
+        ax.spines[side].set_visible(False)
+    return ax
+
+
+def _inward(edge: Edge) -> bool:
+    return edge.direction.endswith("_to_primary")
