@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from auxnas_layers._engine import PRIMARY
-from auxnas_layers.errors import LayoutError
+from auxnas_layers._engine import PRIMARY, Branch
+from auxnas_layers.errors import LayoutError, TapError, bullets
 from auxnas_layers.fusion import CrossTaskFusion
 from auxnas_layers.layouts import align, check_alignable
-from auxnas_layers.search_space import Wire
-from auxnas_layers.survey import Seen
+from auxnas_layers.search_space import Wire, from_primary
+from auxnas_layers.survey import Seen, layout_problems, observe, trial_problems
 from auxnas_layers.taps import Tap
 
 Place = tuple[str, str]
@@ -36,23 +36,45 @@ def hearings(taps: Mapping[str, Sequence[Tap]], wires: Sequence[Wire]) -> dict[P
     for wire in wires:
         source, target = taps[wire.aux][wire.source], taps[wire.aux][wire.target]
         ends = (wire.aux, source.aux), (PRIMARY, target.primary)
-        if wire.direction.startswith(f"{PRIMARY}_to_"):
+        if wire.direction == from_primary(wire.aux):
             ends = (PRIMARY, source.primary), (wire.aux, target.aux)
         heard.setdefault(ends[1], []).append(Hearing(wire, ends[0]))
     return {place: tuple(sources) for place, sources in heard.items()}
 
 
-def alignment_problems(heard: Mapping[Place, Sequence[Hearing]], seen: Mapping[Place, Seen]) -> list[str]:
-    """Which edges join features that cannot be brought into one layout, and why."""
+def survey(primary: Branch, auxes: Mapping[str, Branch], heard: Mapping[Place, Sequence[Hearing]]) -> dict[Place, Seen]:
+    """Call each network once on trial, and say what comes out of every tapped layer.
+
+    Raises:
+        TapError: With all that is wrong with the taps of all networks.
+        LayoutError: With every feature of unknown layout, or else every edge between features that do not align.
+    """
+    seen: dict[Place, Seen] = {}
+    wrong_taps: list[str] = []
+    wrong_layouts: list[str] = []
+    for branch in (primary, *auxes.values()):
+        found, order = observe(branch.net, branch.inputs, branch.points)
+        own = [point.name for point in branch.points]
+        for names in [aux.hears for aux in auxes.values()] if branch is primary else [own]:
+            wrong_taps += trial_problems(branch.role, names, found, order)
+        wrong_layouts += layout_problems(branch.role, branch.points, found)
+        seen |= {(branch.role, name): what for name, what in found.items()}
+    if wrong_taps:
+        raise TapError(bullets("these taps cannot be fused:", list(dict.fromkeys(wrong_taps))))
+    if wrong := wrong_layouts or _alignment_problems(heard, seen):
+        raise LayoutError(bullets("these features cannot be brought into one layout:", wrong))
+    return seen
+
+
+def _alignment_problems(heard: Mapping[Place, Sequence[Hearing]], seen: Mapping[Place, Seen]) -> list[str]:
     problems = []
-    for target, sources in heard.items():
-        for hearing in sources:
-            a, b = seen[hearing.source], seen[target]
-            assert a.shape and a.layout and b.shape and b.layout  # checked before
-            try:
-                check_alignable(a.shape, a.layout, b.shape, b.layout)
-            except LayoutError as error:
-                problems.append(f"{' '.join(hearing.source)!r} -> {' '.join(target)!r}: {error}")
+    for target, source in ((target, hearing.source) for target, sources in heard.items() for hearing in sources):
+        a, b = seen[source], seen[target]
+        assert a.shape and a.layout and b.shape and b.layout  # checked before
+        try:
+            check_alignable(a.shape, a.layout, b.shape, b.layout)
+        except LayoutError as error:
+            problems.append(f"{' '.join(source)!r} -> {' '.join(target)!r}: {error}")
     return problems
 
 

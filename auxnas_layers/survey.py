@@ -98,7 +98,9 @@ def trial_problems(role: str, names: Sequence[str], seen: Mapping[str, Seen], or
     for name in names:
         found = seen[name]
         if not found.calls:
-            problems.append(f"{role} {name!r} is not called on these inputs; list_taps(net, *inputs) prints what is")
+            problems.append(
+                f"{role} {name!r} is not called on these inputs in eval mode; list_taps(net, *inputs) prints what is"
+            )
         elif found.calls > 1:
             problems.append(
                 f"{role} {name!r} is called {found.calls} times in one forward; tap a layer that is called once"

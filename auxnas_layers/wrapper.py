@@ -12,7 +12,7 @@ from auxnas_layers._engine import PRIMARY, Branch, refuse_tracing, run, uncompil
 from auxnas_layers.architecture import Architecture, Edge
 from auxnas_layers.cost import Cost, CostReport, count_parameters, measure
 from auxnas_layers.errors import ExportError, LayoutError, SearchError, TapError, bullets
-from auxnas_layers.exchange import FeatureExchange, Place, alignment_problems, hearings
+from auxnas_layers.exchange import FeatureExchange, Place, hearings, survey
 from auxnas_layers.export import ExportReport, check_closed, copy_out, largest_difference
 from auxnas_layers.fusion import CrossTaskFusion
 from auxnas_layers.gates import Gate
@@ -27,7 +27,7 @@ from auxnas_layers.search_space import (
     lay_wires,
     to_primary,
 )
-from auxnas_layers.survey import Seen, layout_problems, observe, trial_problems
+from auxnas_layers.survey import Seen
 from auxnas_layers.taps import Tap, TapLike, as_taps, aux_points, check_names, primary_points
 
 
@@ -209,22 +209,8 @@ class AuxNASWrapper(nn.Module):
     # Sizing: one trial call tells the shapes, layouts and order of all features
 
     def _size(self, inputs: Mapping[str, Inputs]) -> dict[Place, Seen]:
-        """Size the fusions by calling each network once on trial; all that is wrong with the taps is told at once."""
-        primary, auxes = self._branches(inputs)
-        seen: dict[Place, Seen] = {}
-        wrong_taps: list[str] = []
-        wrong_layouts: list[str] = []
-        for branch in (primary, *auxes.values()):
-            found, order = observe(branch.net, branch.inputs, branch.points)
-            orders = [aux.hears for aux in auxes.values()] if branch is primary else [[p.name for p in branch.points]]
-            for names in orders:
-                wrong_taps += trial_problems(branch.role, names, found, order)
-            wrong_layouts += layout_problems(branch.role, branch.points, found)
-            seen.update({(branch.role, name): what for name, what in found.items()})
-        if wrong_taps:
-            raise TapError(bullets("these taps cannot be fused:", list(dict.fromkeys(wrong_taps))))
-        if wrong := wrong_layouts or alignment_problems(self._heard, seen):
-            raise LayoutError(bullets("these features cannot be brought into one layout:", wrong))
+        """Call each network once on trial, and size the fusions for what comes out at the taps."""
+        seen = survey(*self._branches(inputs), self._heard)
         self._materialise(seen)
         self._seen = seen
         return seen

@@ -2,11 +2,13 @@
 
 import contextvars
 import gc
+import random
 import signal
 import threading
 import time
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -437,6 +439,19 @@ def test_lockstep_is_deterministic_for_a_seed():
         outputs.append(wrapper(X))
     assert_same(outputs[0], outputs[1])
     assert_same(outputs[0], outputs[2])
+
+
+def test_trial_calls_leave_the_random_numbers_of_python_numpy_and_torch():
+    class Draws(Mlp):
+        def forward(self, x):
+            return super().forward(x + random.random() + np.random.rand() + torch.rand(()))
+
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    wrapper = AuxNASWrapper(Draws(), Draws(), taps=["a"], search=AuxG(start="scaled"), example_inputs=X)
+    wrapper.cost(X)
+    wrapper.export_primary(X)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
 
 
 # Networks that share modules, and wrappers in wrappers
