@@ -446,8 +446,9 @@ def test_trial_calls_leave_the_random_numbers_of_python_numpy_and_torch():
         def forward(self, x):
             return super().forward(x + random.random() + np.random.rand() + torch.rand(()))
 
+    primary, aux = Draws(), Draws()
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    wrapper = AuxNASWrapper(Draws(), Draws(), taps=["a"], search=AuxG(start="scaled"), example_inputs=X)
+    wrapper = AuxNASWrapper(primary, aux, taps=["a"], search=AuxG(start="scaled"), example_inputs=X)
     wrapper.cost(X)
     wrapper.export_primary(X)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
