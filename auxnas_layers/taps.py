@@ -182,7 +182,9 @@ def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
         found = {path: tensor for path, tensor in found.items() if is_feature(tensor)}
     if len(found) > 1:
         choices = ", ".join(f"{_as_select(path)!r}: {tuple(tensor.shape)}" for path, tensor in found.items())
-        raise TapError(f"returns several tensors ({choices}); choose one by Tap(..., primary_select=) or aux_select=")
+        first = _as_select(next(iter(found)))
+        how = f"Tap(..., primary_select={first!r}) or aux_select={first!r}"
+        raise TapError(f"returns several tensors ({choices}); choose one by {how}")
     for path, tensor in found.items():
         if is_feature(tensor):
             return path, tensor
