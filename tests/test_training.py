@@ -142,6 +142,16 @@ def test_a_wrapper_that_was_never_called_can_be_saved_and_loaded():
     make().load_state_dict(torch.load(file, weights_only=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_edges_take_the_dtype_of_the_layer_that_hears(dtype):
+    example = Inputs((IMAGES.to(dtype),), {"aux_inputs": (IMAGES,)})
+    wrapper = AuxNASWrapper(Cnn().to(dtype), Cnn(), taps=["layer1"], example_inputs=example)
+    assert {p.dtype for p in wrapper.fusions["primary"].parameters()} == {dtype}
+    assert {p.dtype for p in wrapper.fusions["aux"].parameters()} == {torch.float32}
+    output = example.call(wrapper)
+    assert (output.primary.dtype, output.aux.dtype) == (dtype, torch.float32)
+
+
 def test_edges_are_lazy_in_torchs_sense_until_the_first_forward():
     wrapper = make()
     assert any(nn.parameter.is_lazy(parameter) for parameter in wrapper.parameters())
