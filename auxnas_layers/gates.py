@@ -58,8 +58,8 @@ class Gate(nn.Module):
     @torch.no_grad()
     def values(self) -> list[float]:
         """The values as plain numbers: 0.0 exactly where closed, NaN where training has gone wrong."""
-        values: list[float] = self().tolist()
-        return values
+        # Not tolist(), which older torch refuses under torch.func; one copy, since each item() of a GPU's would wait.
+        return [value.item() for value in self().cpu().unbind()]
 
     @torch.no_grad()
     def settle_(self, ceiling: float = 1.0) -> None:
