@@ -606,6 +606,17 @@ def test_proportions_that_are_not_square_come_from_the_other_feature(length, gri
         torch.testing.assert_close(upright, oracle(x, source_upright, shaped("b c w h", b=1, c=2, w=5, h=3)))
 
 
+def test_no_grid_is_missed_by_rounding():
+    for h, w in itertools.product(range(1, 33), repeat=2):
+        for y, x in ((h, w), (2 * h, 2 * w), (7 * h, 7 * w)):
+            check_alignable((1, h * w, 1), Layout("b (h w) c"), (1, y, x, 1), Layout("b h w c"))
+            check_alignable((1, y * x, 1), Layout("b (h w) c"), (1, h, w, 1), Layout("b h w c"))
+    for n in range(1, 33):
+        check_alignable((1, n**2, 1), Layout("b (h w) c"), (1, n, 1), Layout("b t c"))
+        check_alignable((1, n**3, 1), Layout("b (d h w) c"), (1, n, 1), Layout("b t c"))
+        check_alignable((1, 6 * n**3, 1), Layout("b (d h w) c"), (1, 1, 2, 3, 1), Layout("b d h w c"))
+
+
 def test_tokens_pair_with_other_rows_in_order():
     x = torch.randn(2, 8, 3, dtype=torch.float64)
     torch.testing.assert_close(aligned(x, "b n c", (2, 3, 4), "b c t"), x.unflatten(1, (4, 2)).mean(2).mT)

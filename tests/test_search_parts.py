@@ -392,6 +392,12 @@ def test_a_clamped_gate_above_one_gets_its_gradient_back(above):
     assert gates.alpha.grad.tolist() == [1.0]
 
 
+def test_a_clamped_alpha_is_brought_back_into_its_range():
+    gates = with_alpha(ClampedGate(4), [-3.0, 3.0, math.inf, 0.5])
+    gates.settle_()
+    assert gates.alpha.tolist() == [0.0, 1.0, 1.0, 0.5]
+
+
 @pytest.mark.parametrize("gate", GATES)
 def test_gates_print_how_many_are_open(gate):
     gates = gate(3)
@@ -732,19 +738,22 @@ def test_tensors_that_cannot_be_fused_are_no_choice():
 
 
 FUSED = "a feature is dense and floating, (batch, ..., channels)"
-CHOOSE = "choose one by Tap(..., primary_select=) or aux_select="
+
+
+def choose(select):
+    return f"choose one by Tap(..., primary_select={select!r}) or aux_select={select!r}"
 
 
 @pytest.mark.parametrize(
     "output, select, message",
     [
-        ((X, X), None, f"returns several tensors (0: (2, 3), 1: (2, 3)); {CHOOSE}"),
+        ((X, X), None, f"returns several tensors (0: (2, 3), 1: (2, 3)); {choose(0)}"),
         (
             {"a": {"b": X}, "c": X[None]},
             None,
-            f"returns several tensors (('a', 'b'): (2, 3), 'c': (1, 2, 3)); {CHOOSE}",
+            f"returns several tensors (('a', 'b'): (2, 3), 'c': (1, 2, 3)); {choose(('a', 'b'))}",
         ),
-        (Pair(X, [X]), None, f"returns several tensors (0: (2, 3), (1, 0): (2, 3)); {CHOOSE}"),
+        (Pair(X[0], [X, X]), None, f"returns several tensors ((1, 0): (2, 3), (1, 1): (2, 3)); {choose((1, 0))}"),
         (X.long(), None, f"gives no feature but a torch.int64 of 2 dimensions; {FUSED}"),
         ((X, X.long()), 1, f"gives no feature but a torch.int64 of 2 dimensions; {FUSED}"),
         (X > 0, None, f"gives no feature but a torch.bool of 2 dimensions; {FUSED}"),
@@ -769,6 +778,7 @@ def test_outputs_without_one_feature_are_described(output, select, message):
     refuses(TapError, message, find_feature, output, select)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # older torch says so once
 def test_a_nested_tensor_is_no_feature():
     nested = torch.nested.nested_tensor([X, X], layout=torch.jagged)
     refuses(TapError, f"gives no feature but a nested or sparse one; {FUSED}", find_feature, nested, None)
