@@ -77,9 +77,12 @@ class Architecture:
             SearchError: If an edge lacks a field, or has another one.
         """
         fields = list(Edge.__dataclass_fields__)
-        problems = [f"edge {edge!r}" for edge in data.get("edges", [data]) if sorted(edge) != sorted(fields)]
+        edges = data.get("edges") if isinstance(data, Mapping) else None
+        if not isinstance(edges, list | tuple):
+            raise SearchError(f"an architecture is a mapping with a list of 'edges'; found {data!r}")
+        problems = [f"edge {edge!r}" for edge in edges if not isinstance(edge, Mapping) or set(edge) != set(fields)]
         if problems:
             raise SearchError(
-                bullets(f"each of an architecture's edges has the fields {', '.join(fields)}; found", problems)
+                bullets(f"the edges of an architecture have the fields {', '.join(fields)}; found", problems)
             )
-        return cls(tuple(Edge(**edge) for edge in data["edges"]))
+        return cls(tuple(Edge(**edge) for edge in edges))

@@ -94,8 +94,9 @@ class CrossTaskFusion(nn.Module):
         Raises:
             LayoutError: If the weights have been sized for other channels.
         """
-        self.channel_dim = self.channel_dim if channel_dim is None else channel_dim
         shapes = [(channels, count) for count in source_channels]
+        if len(shapes) != len(self.weights):
+            raise LayoutError(f"the fusion has {len(self.weights)} edges, and the channels of {len(shapes)} were given")
         if self.is_lazy():
             for weight, shape in zip(self.weights, shapes, strict=True):
                 weight.materialize(shape, device=device, dtype=dtype)
@@ -105,6 +106,7 @@ class CrossTaskFusion(nn.Module):
                 self.norms.extend([make_norm(channels).to(device=device, dtype=dtype) for _ in source_channels])
         elif (found := [tuple(weight.shape) for weight in self.weights]) != shapes:
             raise LayoutError(f"the fusion has weights (C, D) {found}, the features need {shapes}")
+        self.channel_dim = self.channel_dim if channel_dim is None else channel_dim
 
     def is_lazy(self) -> bool:
         """Whether the channels are still unknown."""
@@ -149,9 +151,11 @@ class CrossTaskFusion(nn.Module):
         return gate * y.movedim(-1, self.channel_dim)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        saved = [state_dict.get(f"{prefix}weights.{j}") for j in range(len(self.weights))]
-        if self.is_lazy() and saved and all(weight is not None and not is_lazy(weight) for weight in saved):
+        saved = [value for key, value in state_dict.items() if key.startswith(f"{prefix}weights.")]
+        if self.is_lazy() and len(saved) == len(self.weights):
             self.materialise(saved[0].shape[0], [weight.shape[1] for weight in saved], dtype=saved[0].dtype)
+        elif self.is_lazy() and saved:
+            args[-1].append(f"{prefix}weights: saved with {len(saved)} edges, and there are {len(self.weights)}")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

@@ -53,7 +53,8 @@ class Gate(nn.Module):
     def forward(self) -> Tensor:
         """The values of all gates."""
         closed = self.closed.clone()  # settle_ may write to it before the backward pass that needs it
-        return torch.where(closed, 0.0, self.squash(self.alpha))
+        alpha = torch.where(closed, 0.0, self.alpha)  # whatever it is by now, NaN too, it has no part in any gradient
+        return torch.where(closed, 0.0, self.squash(alpha))
 
     @torch.no_grad()
     def values(self) -> list[float]:
@@ -71,7 +72,13 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def set_(self, values: Sequence[float]) -> None:
-        """Set the value of every gate; 0 closes it."""
+        """Set the value of every gate; 0 closes it.
+
+        Raises:
+            SearchError: If there are not as many values as gates, or one is not in [0, 1].
+        """
+        if len(values) != len(self.closed) or not all(0 <= value <= 1 for value in values):
+            raise SearchError(f"{len(self.closed)} gates take as many values in [0, 1]; found {values!r}")
         value = torch.tensor(values, dtype=self.alpha.dtype, device=self.alpha.device)
         self.alpha.copy_(self.unsquash(value))
         self.closed.copy_(value == 0)

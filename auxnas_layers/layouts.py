@@ -4,6 +4,7 @@ A layout names every dimension of a feature: ``b`` the batch, ``c`` the channels
 ``(h w)`` is one dimension that holds a flattened grid; ``1+(h w)`` has one extra token (a class token) before the grid.
 """
 
+import keyword
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 
 from auxnas_layers.errors import LayoutError
 
-_AXIS = re.compile(r"(?:(?P<extra>\d+)\+)?\((?P<group>[a-z_\s]+)\)|(?P<name>[a-z_]+)")
+_AXIS = re.compile(r"(?:(?P<extra>\d+)\+)?\((?P<group> *[a-z][a-z ]*)\)|(?P<name>[a-z]+)")
+_ALONE = ("b",), ("c",)
+_TAKEN = {*keyword.kwlist, "tensor", "pattern"}  # einops takes sizes by keyword
 _FIRST = {3: "b c t", 4: "b c h w", 5: "b c d h w"}
 _LAST = {3: "b n c", 4: "b h w c", 5: "b d h w c"}
 _MOST_EXTRA_TOKENS = 5
@@ -42,15 +45,14 @@ class Layout:
     text: str
 
     def __post_init__(self) -> None:
-        words = [match.group() for match in _AXIS.finditer(self.text)]
         axes = [axis for group in self.dimensions for axis in group]
-        extras = sum("+" in word for word in words)
         if (
-            _AXIS.sub("", self.text).strip()
+            _AXIS.sub("", self.text).strip(" ")
             or len(set(axes)) < len(axes)
-            or any(self.dimensions.count((axis,)) != 1 for axis in "bc")
-            or any("+" in word for word in words if not {"b", "c"}.isdisjoint(word))
-            or (extras and len(self.dimensions) != 3)
+            or not _TAKEN.isdisjoint(axes)
+            or any(self.dimensions.count(alone) != 1 for alone in _ALONE)
+            or any("(" + axis + ")" in self.text for axis in "bc")
+            or ("+" in self.text and len(self.dimensions) != 3)
         ):
             raise LayoutError(
                 f"{self.text!r} is not a layout: name every dimension once, 'b' for the batch and 'c' for the "
@@ -65,7 +67,7 @@ class Layout:
     @property
     def places(self) -> tuple[str, ...]:
         """The axes other than batch and channels, in order."""
-        return tuple(axis for group in self.dimensions for axis in group if axis not in "bc")
+        return tuple(axis for group in self.dimensions for axis in group if axis not in ("b", "c"))
 
     @property
     def extra(self) -> int:
@@ -75,7 +77,7 @@ class Layout:
     @property
     def place_dims(self) -> tuple[int, ...]:
         """The dimensions that hold places."""
-        return tuple(dim for dim, group in enumerate(self.dimensions) if group not in (("b",), ("c",)))
+        return tuple(dim for dim, group in enumerate(self.dimensions) if group not in _ALONE)
 
     @property
     def channel_dim(self) -> int:
@@ -89,7 +91,7 @@ class Layout:
 
     def renamed(self, names: Mapping[str, str]) -> "Layout":
         """The same layout with other names for some axes."""
-        return Layout(re.sub("[a-z_]+", lambda match: names.get(match.group(), match.group()), self.text))
+        return Layout(re.sub("[a-z]+", lambda match: names.get(match.group(), match.group()), self.text))
 
     def channels(self, shape: Sequence[int]) -> int:
         """How many channels a feature of this shape has.
@@ -122,6 +124,9 @@ def infer_layout(shape: Sequence[int], leaves: Iterable[nn.Module]) -> Layout:
         return Layout("b c")
     if len(shape) not in _FIRST:
         raise LayoutError(f"no layout is known for a feature of shape {tuple(shape)}")
+    leaves = list(leaves)
+    if len(shape) == 3 and any(getattr(leaf, "batch_first", True) is False for leaf in leaves):
+        return Layout("t b c")
     for leaf in leaves:
         channels, first = _output_channels(leaf)
         at_first, at_last = shape[1] == channels, shape[-1] == channels
@@ -144,8 +149,8 @@ def _output_channels(leaf: nn.Module) -> tuple[int | None, bool]:
             return count, False
     if isinstance(leaf, nn.RNNBase):
         return (leaf.proj_size or leaf.hidden_size) * (2 if leaf.bidirectional else 1), False
-    normalized = getattr(leaf, "normalized_shape", None)
-    return (normalized[-1] if normalized else None), False
+    normalized: tuple[int, ...] = tuple(getattr(leaf, "normalized_shape", ()))
+    return (normalized[0] if len(normalized) == 1 else None), False
 
 
 def align(source: Tensor, source_layout: Layout, target_shape: Sequence[int], target_layout: Layout) -> Tensor:
@@ -199,21 +204,22 @@ class _Plan:
             dim = self.source.place_dims[0]
             extra, source = source.tensor_split([self.source.extra], dim=dim)
         places = " ".join(self.source.places)
-        x = rearrange(source, f"{self.source.pattern} -> b c {places}", **self.grid)
-        x = _resize(reduce(x, f"b c {places} -> b c {self.kept}", "mean"), self.resized)
+        grid = rearrange(source, f"{self.source.pattern} -> b c {places}", **self.grid)
+        x = _resize(reduce(grid, f"b c {places} -> b c {self.kept}", "mean"), self.resized)
         out = repeat(x, f"b c {self.kept} -> {self.target.pattern}", **self.sizes)
         if not self.target.extra:
             return out
         if extra is not None and self.source.extra == self.target.extra:
             extra = rearrange(extra, f"{_tokens(self.source)} -> {_tokens(self.target)}")
         else:
-            extra = repeat(x.flatten(2).mean(2), f"b c -> {_tokens(self.target)}", n=self.target.extra)
+            mean = reduce(grid, f"b c {places} -> b c", "mean")
+            extra = repeat(mean, f"b c -> {_tokens(self.target)}", n=self.target.extra)
         return torch.cat([extra, out], dim=self.target.place_dims[0])
 
 
 def _tokens(layout: Layout) -> str:
     """The pattern of a layout with extra tokens, with its place dimension called ``n``."""
-    return " ".join(group[0] if group in (("b",), ("c",)) else "n" for group in layout.dimensions)
+    return " ".join(group[0] if group in _ALONE else "n" for group in layout.dimensions)
 
 
 @lru_cache(maxsize=4096)
@@ -230,12 +236,16 @@ def _plan(
         return None
     source = _as_grid(source, source_shape, target, target_shape)
     target = _as_grid(target, target_shape, source, source_shape)
+    source, target = (
+        _fold(source, source_shape, target, target_shape),
+        _fold(target, target_shape, source, source_shape),
+    )
     pairs = _pair(source.places, target.places)
     source = source.renamed(pairs)
     source_grid = _grid(source, source_shape, hint=_direct(target, target_shape))
     target_grid = _grid(target, target_shape, hint=_direct(source, source_shape))
     kept = [axis for axis in source.places if axis in target.places]
-    if len(kept) > max(_POOL):
+    if len(kept) > max(_POOL) and any(source_grid[axis] != target_grid[axis] for axis in kept):
         raise LayoutError(f"at most {max(_POOL)} place axes can be resized at once, here {len(kept)}: {' '.join(kept)}")
     return _Plan(
         source=source,
@@ -257,13 +267,23 @@ def _with_channels(layout: Layout, shape: Sequence[int], channels: int) -> tuple
 
 def _as_grid(layout: Layout, shape: Sequence[int], other: Layout, other_shape: Sequence[int]) -> Layout:
     """Read a row of tokens ``n`` as the grid of the other feature, after as few extra tokens as its length allows."""
-    if layout.places != ("n",) or len(other.places) < 2:
+    if "n" not in layout.text.split() or layout.places != ("n",) or len(other.places) < 2:
         return layout
     length, hint = shape[layout.place_dims[0]], _direct(other, other_shape)
     for extra in range(_MOST_EXTRA_TOKENS + 1):
         if _unfold(length - extra, other.places, hint):
             group = f"({' '.join(other.places)})"
-            return Layout(layout.text.replace("n", f"{extra}+{group}" if extra else group))
+            return Layout(re.sub(r"\bn\b", f"{extra}+{group}" if extra else group, layout.text))
+    return layout
+
+
+def _fold(layout: Layout, shape: Sequence[int], other: Layout, other_shape: Sequence[int]) -> Layout:
+    """Leave a flattened grid flat, as one axis, where the other feature has the same one or no places at all."""
+    others = {group: other_shape[dim] for dim, group in enumerate(other.dimensions)}
+    for dim, group in enumerate(layout.dimensions):
+        same = others.get(group) == shape[dim] and layout.extra == other.extra
+        if len(group) > 1 and (same or not other.places):
+            layout = Layout(layout.text.replace(" ".join(group), "".join(group)))
     return layout
 
 
@@ -296,10 +316,10 @@ def _grid(layout: Layout, shape: Sequence[int], hint: Mapping[str, int]) -> dict
 
 def _unfold(length: int, axes: tuple[str, ...], hint: Mapping[str, int]) -> dict[str, int] | None:
     """Sizes with the proportions of the hint whose product is `length`, or None."""
-    if len(axes) == 1:
-        return {axes[0]: length}
     if length < 1:
         return None
+    if len(axes) == 1:
+        return {axes[0]: length}
     ratio = [hint[axis] for axis in axes] if all(axis in hint for axis in axes) else [1] * len(axes)
     scale = (length / math.prod(ratio)) ** (1 / len(axes))
     sizes = [round(size * scale) for size in ratio]
@@ -309,6 +329,8 @@ def _unfold(length: int, axes: tuple[str, ...], hint: Mapping[str, int]) -> dict
 def _resize(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Average-pool the places that shrink, then interpolate those that grow; (b, c, *places) in and out."""
     now = tuple(x.shape[2:])
+    if now == sizes:
+        return x
     smaller = tuple(map(min, now, sizes))
     if smaller != now:
         x = _POOL[len(sizes)](x, smaller)

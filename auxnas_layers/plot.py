@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from auxnas_layers.architecture import Architecture, Edge
 
@@ -19,18 +20,19 @@ def plot_gates(history: Sequence[tuple[float, Architecture]], ax: Axes | None = 
     >>> from auxnas_layers import Edge
     >>> start = Architecture((Edge("aux_to_primary", 0, 0, 0.5, True),))
     >>> end = Architecture((Edge("aux_to_primary", 0, 0, 0.0, False),))
-    >>> len(plot_gates([(0.0, start), (1.0, end)]).lines)
+    >>> len(plot_gates([(0.0, start), (1.0, end)], plt.figure().gca()).lines)
     1
     """
     ax = ax or plt.gca()
     times = [time for time, _ in history]
-    directions = list(dict.fromkeys(edge.direction for _, architecture in history for edge in architecture))
+    lines: dict[str, Line2D] = {}
     for edges in zip(*(architecture.edges for _, architecture in history), strict=True):
-        number = directions.index(edges[0].direction)
-        style = "-" if _inward(edges[0]) else "--"
-        ax.plot(times, [edge.gate for edge in edges], style, color=f"C{number}", lw=1, alpha=0.8)
-    ends = [ax.lines[[edge.direction for edge in history[0][1]].index(direction)] for direction in directions]
-    ax.legend(ends, [direction.replace("_", " ") for direction in directions], fontsize="small", frameon=False)
+        direction, style = edges[0].direction, "-" if _inward(edges[0]) else "--"
+        colour = lines[direction].get_color() if direction in lines else f"C{len(lines)}"
+        (line,) = ax.plot(times, [edge.gate for edge in edges], style, color=colour, lw=1, alpha=0.8)
+        lines.setdefault(direction, line)
+    names = [direction.replace("_", " ") for direction in lines]
+    ax.legend(list(lines.values()), names, fontsize="small", frameon=False)
     ax.set(xlabel="progress of training", ylabel="gate", xlim=(min(times), max(times)))
     return ax
 
@@ -43,7 +45,7 @@ def plot_edges(architecture: Architecture, ax: Axes | None = None) -> Axes:
         ax: Axes to draw in; the current ones by default.
 
     >>> from auxnas_layers import Edge
-    >>> ax = plot_edges(Architecture((Edge("primary_to_aux", 0, 1, 0.5, True),)))
+    >>> ax = plot_edges(Architecture((Edge("primary_to_aux", 0, 1, 0.5, True),)), plt.figure().gca())
     """
     ax = ax or plt.gca()
     names = list(dict.fromkeys(name for edge in architecture for name in edge.direction.split("_to_")))

@@ -116,9 +116,9 @@ class AuxNAS:
     start: Start = "identity"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.close[0] < self.close[1] <= 1:
+        if len(self.close) != 2 or not 0 <= self.close[0] < self.close[1] <= 1:
             raise SearchError(f"close must be (from, to) with 0 <= from < to <= 1; found {self.close!r}")
-        if self.l1 < 0:
+        if not self.l1 >= 0:
             raise SearchError(f"l1 must not be negative; found {self.l1!r}")
 
     def make_gates(self, edges: int, *, to_primary: bool) -> Gate | None:

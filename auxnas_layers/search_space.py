@@ -76,8 +76,14 @@ class EdgeMatrix:
 
 
 def _as_rows(matrix: Any, name: str, problems: list[str]) -> tuple[tuple[bool, ...], ...]:
-    rows = matrix.tolist() if hasattr(matrix, "tolist") else [list(row) for row in matrix]
-    if any(not isinstance(row, list) or len(row) != len(rows) for row in rows) or not rows:
+    rows = matrix.tolist() if hasattr(matrix, "tolist") else matrix
+    if isinstance(rows, Sequence):
+        rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+    if (
+        not isinstance(rows, Sequence)
+        or not rows
+        or any(not isinstance(r, Sequence) or len(r) != len(rows) for r in rows)
+    ):
         problems.append(f"{name}: must be square, one row and one column for each tap")
         return ()
     cells = [(t, s, cell) for t, row in enumerate(rows) for s, cell in enumerate(row)]

@@ -45,6 +45,9 @@ class Tap:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "aux", self.aux or self.primary)
+        for name in ("primary_select", "aux_select"):
+            if isinstance(path := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(path))
         for layout in (self.primary_layout, self.aux_layout):
             if layout is not None:
                 Layout(layout)
@@ -151,7 +154,7 @@ def features(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     elif isinstance(output, tuple | list):
         for index, value in enumerate(output):
             yield from features(value, (*path, index))
-    elif hasattr(output, "__dataclass_fields__"):
+    elif hasattr(output, "__dataclass_fields__") and not isinstance(output, type):
         for key in output.__dataclass_fields__:
             yield from features(getattr(output, key), (*path, key))
 
@@ -191,7 +194,7 @@ def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
         strided = tensor.layout is torch.strided and not tensor.is_nested
         kind = f"{tensor.dtype} of {tensor.dim()} dimensions" if strided else "nested or sparse one"
         raise TapError(f"gives no feature but a {kind}; a feature is dense and floating, (batch, ..., channels)")
-    there = ", ".join(repr(_as_select(path)) for path, _ in features(output)) or "no tensor"
+    there = ", ".join(repr(_as_select(path)) for path, _ in features(output) if path) or "no tensor"
     at = "" if select is None else f" at {select!r}"
     raise TapError(f"gives no feature{at}; it returns a {type(output).__name__} with {there}")
 

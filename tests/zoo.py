@@ -430,6 +430,18 @@ class Encoder(nn.Module):
         return self.head(self.encoder(self.enter(x)))
 
 
+class TimeFirst(nn.Module):
+    """Sequences with time before the batch, as torch's own layers take them by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+        self.lstm, self.norm, self.head = nn.LSTM(8, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.lstm(self.block(x.transpose(0, 1)))[0]).mean(0))
+
+
 class Odd(nn.Module):
     """Parameters used without their module, a complex step, and a float that autograd sees through."""
 
@@ -505,6 +517,10 @@ def own_inputs() -> Inputs:
     return Inputs((images(),), {"aux_inputs": (torch.randn(4, 3, 12, 16),)})
 
 
+def time_and_series() -> Inputs:
+    return Inputs((torch.randn(4, 7, 8),), {"aux_inputs": (series(),)})
+
+
 def packed(pack: Any, unpack: Any) -> Callable[[], nn.Module]:
     return lambda: Packed(pack, unpack)
 
@@ -546,6 +562,8 @@ CASES = [
     same("user-hooks", UserHooked, ["a", "b"], rows),
     same("own-loss", Loss, ["a", "b"], labelled),
     same("fast-path", Encoder, ["encoder.layers.0", "encoder.layers.1"], tokens),
+    same("time-first", TimeFirst, ["block", "norm"], lambda: torch.randn(4, 7, 8)),
+    Case("time-first-x-conv1d", TimeFirst, lambda: Conv1d(4), [("block", "a"), ("norm", "b")], time_and_series),
     same("odd", Odd, ["a", "b"], lambda: torch.randn(4, 8)),
     Case("vit-x-cnn", Vit, Cnn, [("blocks.0", "layer1"), ("blocks.2", "layer2")], images),
     Case("cnn-x-vit", Cnn, Vit, [("layer1", "blocks.0"), ("layer2", "blocks.2")], images),
