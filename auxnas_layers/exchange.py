@@ -10,7 +10,7 @@ from auxnas_layers.errors import LayoutError, TapError, bullets
 from auxnas_layers.fusion import CrossTaskFusion
 from auxnas_layers.layouts import align, check_alignable
 from auxnas_layers.search_space import Wire, from_primary
-from auxnas_layers.survey import Seen, layout_problems, observe, trial_problems
+from auxnas_layers.survey import Seen, layout_problems, observe, trial_problems, version
 from auxnas_layers.taps import Tap
 
 Place = tuple[str, str]
@@ -105,7 +105,7 @@ class FeatureExchange:
             for target, sources in heard.items()
         }
         self.heard = {source for edges in self.open.values() for source, _ in edges.values()}
-        self.features: dict[Place, Tensor] = {}
+        self.features: dict[Place, tuple[Tensor, int]] = {}
 
     @property
     def primary_hears(self) -> bool:
@@ -116,7 +116,8 @@ class FeatureExchange:
         """Keep a feature, as it is before fusion, if some open edge will carry it."""
         place = role, name
         if place in self.heard:
-            self.features[place] = feature.clone() if self.seen[place].overwritten else feature
+            kept = feature.clone() if self.seen[place].overwritten else feature
+            self.features[place] = kept, version(kept)
 
     def fuse(self, role: str, name: str, feature: Tensor) -> Tensor:
         """The feature that a layer hands on: its own, and what its open edges bring."""
@@ -129,7 +130,13 @@ class FeatureExchange:
     def _bring(self, source: Place, target: Place, feature: Tensor) -> Tensor:
         layouts = self.seen[source].layout, self.seen[target].layout
         assert layouts[0] and layouts[1]  # checked when the wrapper was sized
+        heard, heard_version = self.features[source]
+        if version(heard) != heard_version:
+            raise TapError(
+                f"{source[0]} tap {source[1]!r}: the network overwrote the feature in place after the tap, which it "
+                "did not do in the trial call in eval mode; make that operation out-of-place, or tap the layer after it"
+            )
         try:
-            return align(self.features[source].to(feature.device), layouts[0], feature.shape, layouts[1])
+            return align(heard.to(feature.device), layouts[0], feature.shape, layouts[1])
         except LayoutError as error:
             raise LayoutError(f"{' '.join(source)!r} -> {' '.join(target)!r}: {error}") from None

@@ -24,7 +24,8 @@ class ExportReport:
         dropped: All edges of the training graph, as they were; those towards the primary first.
         cut: The aux-to-primary edges among them that were still open, and were cut because ``allow_open=True``.
         max_difference: Largest absolute difference between the exported network's outputs and the wrapper's primary
-            ones on the example inputs in eval mode, in the outputs' unit; 0.0 means bitwise equal. `None`: no inputs.
+            ones on the example inputs in eval mode, in the outputs' unit; 0.0 means bitwise equal. `None`: not
+            compared, for want of inputs or of tensors in the outputs.
         training, primary, exported: Cost of the wrapper, of the primary before, of the exported network.
             `None`: no inputs.
     """
@@ -38,17 +39,17 @@ class ExportReport:
 
     @property
     def exact(self) -> bool | None:
-        """Whether the outputs were bitwise equal; `None` if there were no example inputs to compare them on."""
+        """Whether the outputs were bitwise equal; `None` if they were not compared."""
         return None if self.max_difference is None else self.max_difference == 0.0
 
     def __str__(self) -> str:
         lines = [f"dropped {len(self.dropped)} edges, {len(self.cut)} of them open and into the primary"]
         if self.training and self.primary and self.exported:
             costs = {"training graph": self.training, "primary": self.primary, "exported net": self.exported}
-            lines += [
-                cost_table(costs),
-                f"exported == primary: {self.exact} (largest difference {self.max_difference:g})",
-            ]
+            compared = "no tensors in the outputs"
+            if self.max_difference is not None:
+                compared = f"largest difference {self.max_difference:g}"
+            lines += [cost_table(costs), f"exported == primary: {self.exact} ({compared})"]
         else:
             lines.append("not compared: pass example_inputs to compare outputs and count FLOPs")
         return "\n".join(lines)
@@ -79,7 +80,13 @@ def copy_out(primary: Net) -> Net:
     Raises:
         ExportError: If the copy is not the same network.
     """
-    exported = copy.deepcopy(primary)
+    kept = [value for module in primary.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    # A network may keep what it computed; deepcopy refuses tensors that belong to a graph.
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in kept if not value.is_leaf}
+    try:
+        exported = copy.deepcopy(primary, memo)
+    except Exception as error:
+        raise ExportError(f"{type(primary).__name__} cannot be copied by copy.deepcopy: {error}") from error
     before, after = primary.state_dict(), exported.state_dict()
     problems = []
     if list(before) != list(after):
@@ -97,17 +104,23 @@ def same(a: Any, b: Any) -> bool:
     """Whether two values of a state_dict are equal bit for bit, NaN included."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return type(a) is type(b)
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def largest_difference(exported: nn.Module, inputs: Inputs, expected: Any) -> float:
-    """Largest absolute difference between a network's outputs in eval mode and the expected; 0.0: bitwise equal."""
+def largest_difference(exported: nn.Module, inputs: Inputs, expected: Any) -> float | None:
+    """Largest absolute difference between a network's outputs in eval mode and the expected ones.
+
+    Returns:
+        0.0 if they are bitwise equal, `None` if the outputs hold no tensors that could be compared.
+    """
     with undisturbed(exported), torch.no_grad():
         output = inputs.call(exported)
     found, wanted = dict(features(output)), dict(features(expected))
     if type(output) is not type(expected) or found.keys() != wanted.keys():
         return float("inf")
-    return max((_difference(found[path], wanted[path]) for path in found), default=0.0)
+    return max((_difference(found[path], wanted[path]) for path in found), default=None)
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

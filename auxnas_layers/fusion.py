@@ -103,7 +103,7 @@ class CrossTaskFusion(nn.Module):
             self._start_()
             if self.make_norm:
                 make_norm = self.make_norm
-                self.norms.extend([make_norm(channels).to(device=device, dtype=dtype) for _ in source_channels])
+                self.norms.extend([make_norm(channels).to(weight) for weight in self.weights])
         elif (found := [tuple(weight.shape) for weight in self.weights]) != shapes:
             raise LayoutError(f"the fusion has weights (C, D) {found}, the features need {shapes}")
         self.channel_dim = self.channel_dim if channel_dim is None else channel_dim
@@ -122,7 +122,15 @@ class CrossTaskFusion(nn.Module):
                 nn.init.zeros_(weight)
 
     def forward(self, x: Tensor, sources: Sequence[Tensor], gates: Tensor | Sequence[float | Tensor]) -> Tensor:
-        """See the class."""
+        """Fuse; an edge whose gate is exactly 0 is skipped.
+
+        Raises:
+            LayoutError: If there are not as many sources and gates as edges, or the channels are not known yet.
+        """
+        if self.is_lazy():
+            raise LayoutError(
+                "the channels are not known yet: give them to CrossTaskFusion(...), or call materialise(...)"
+            )
         if not len(sources) == len(gates) == len(self.weights):
             raise LayoutError(f"{len(self.weights)} edges need as many sources and gates; {len(sources)}, {len(gates)}")
         return self.fuse(x, {j: (sources[j], gate) for j, gate in enumerate(gates) if gate != 0})

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,33 @@ class Inputs:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.args, tuple) or not isinstance(self.kwargs, Mapping):
+            raise TypeError(
+                f"Inputs takes a tuple and a mapping, as in Inputs((x,), {{}}); found {type(self.args).__name__}"
+            )
+
     def call(self, net: nn.Module) -> Any:
         """Call `net` with these arguments."""
         return net(*self.args, **self.kwargs)
+
+    def copied(self, like: nn.Module | None = None) -> "Inputs":
+        """The same with every tensor copied; on the device and in the precision of a network's parameters, if given."""
+        parameter = next(iter(like.parameters()), None) if like else None
+        return Inputs(_copied(self.args, parameter), _copied(dict(self.kwargs), parameter))
+
+
+def _copied(value: Any, like: Tensor | None) -> Any:
+    if isinstance(value, Tensor):
+        value = value.detach().clone()
+        if like is None or is_lazy(like):
+            return value
+        return value.to(like if value.is_floating_point() and like.is_floating_point() else like.device)
+    if isinstance(value, Inputs):
+        return Inputs(_copied(value.args, like), _copied(dict(value.kwargs), like))
+    if type(value) in (tuple, list):
+        return type(value)(_copied(item, like) for item in value)
+    return {key: _copied(item, like) for key, item in value.items()} if type(value) is dict else value
 
 
 def as_inputs(example: Any) -> Inputs:
@@ -36,6 +61,11 @@ def as_inputs(example: Any) -> Inputs:
     if isinstance(example, Inputs):
         return example
     return Inputs(example if isinstance(example, tuple) else (example,))
+
+
+def as_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
+    """Read the arguments of a function that takes those of a network, or a single `Inputs`."""
+    return args[0] if len(args) == 1 and isinstance(args[0], Inputs) else Inputs(args, kwargs)
 
 
 @contextmanager
@@ -50,27 +80,31 @@ def undisturbed(*nets: nn.Module) -> Iterator[None]:
     True
     """
     modules = {module: module.training for net in nets for module in net.modules()}
-    buffers = [(buffer, buffer.clone()) for net in nets for buffer in net.buffers() if not nn.parameter.is_lazy(buffer)]
+    buffers = [(module, name, buffer) for module in modules for name, buffer in module._buffers.items()]
+    values = {buffer: buffer.clone() for _, _, buffer in buffers if buffer is not None and not is_lazy(buffer)}
     numpy_random = getattr(sys.modules.get("numpy"), "random", None)
     states = random.getstate(), numpy_random and numpy_random.get_state()
     devices = {tensor.device for net in nets for tensor in net.parameters() if tensor.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
+    with torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False):
         try:
-            for net in nets:
-                net.eval()
+            for module in modules:  # not by eval(), which may run code of the user's
+                module.training = False
             yield
         finally:
             for module, training in modules.items():
                 module.training = training
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
             with torch.no_grad():
-                for buffer, saved in buffers:
-                    restore_(buffer, saved)
+                for buffer, value in values.items():
+                    _restore_(buffer, value)
             random.setstate(states[0])
             if numpy_random:
                 numpy_random.set_state(states[1])
+            torch.clear_autocast_cache()  # a trial without gradients may have filled it with casts that have none
 
 
-def restore_(buffer: Tensor, saved: Tensor) -> None:
-    """Write `saved` back unless nothing changed, so that an untouched buffer keeps its version."""
-    if not torch.equal(buffer, saved):
-        buffer.copy_(saved)
+def _restore_(buffer: Tensor, value: Tensor) -> None:
+    """Write back a value unless nothing changed, so that an untouched buffer keeps its version."""
+    if buffer.is_meta or not torch.equal(buffer, value):
+        buffer.copy_(value)

@@ -48,11 +48,11 @@ def plot_edges(architecture: Architecture, ax: Axes | None = None) -> Axes:
     >>> ax = plot_edges(Architecture((Edge("primary_to_aux", 0, 1, 0.5, True),)), plt.figure().gca())
     """
     ax = ax or plt.gca()
-    names = list(dict.fromkeys(name for edge in architecture for name in edge.direction.split("_to_")))
+    names = list(dict.fromkeys(name for edge in architecture for name in _ends(edge)))
     names.sort(key=lambda name: name != "primary")
     taps = 1 + max((edge.target for edge in architecture), default=0)
     for edge in architecture:
-        source, target = (names.index(name) for name in edge.direction.split("_to_"))
+        source, target = (names.index(name) for name in _ends(edge))
         shift = 0.06 if _inward(edge) else -0.06
         arrow: dict[str, Any] = {
             "arrowstyle": "-|>",
@@ -69,6 +69,12 @@ def plot_edges(architecture: Architecture, ax: Axes | None = None) -> Axes:
     for side in ("left", "right", "top"):
         ax.spines[side].set_visible(False)
     return ax
+
+
+def _ends(edge: Edge) -> tuple[str, str]:
+    if _inward(edge):
+        return edge.direction.removesuffix("_to_primary"), "primary"
+    return "primary", edge.direction.removeprefix("primary_to_")
 
 
 def _inward(edge: Edge) -> bool:

@@ -73,7 +73,7 @@ def check_progress(progress: float) -> float:
     Raises:
         SearchError: If it is not in [0, 1].
     """
-    if not 0 <= progress <= 1:
+    if isinstance(progress, str) or not 0 <= progress <= 1:
         raise SearchError(
             f"progress is the share of training that is done, in [0, 1]; found {progress!r}. "
             "Pass step / total_steps: wrapper.search_penalty(step / total_steps)"
@@ -116,7 +116,8 @@ class AuxNAS:
     start: Start = "identity"
 
     def __post_init__(self) -> None:
-        if len(self.close) != 2 or not 0 <= self.close[0] < self.close[1] <= 1:
+        pair = isinstance(self.close, tuple | list) and len(self.close) == 2
+        if not pair or not 0 <= self.close[0] < self.close[1] <= 1:
             raise SearchError(f"close must be (from, to) with 0 <= from < to <= 1; found {self.close!r}")
         if not self.l1 >= 0:
             raise SearchError(f"l1 must not be negative; found {self.l1!r}")

@@ -95,7 +95,13 @@ def _as_rows(matrix: Any, name: str, problems: list[str]) -> tuple[tuple[bool, .
 
 
 def as_search_space(space: Any) -> SearchSpace:
-    """Take a `SearchSpace` as it is, and a bare boolean matrix as an `EdgeMatrix`."""
+    """Take a `SearchSpace` as it is, and a bare boolean matrix as an `EdgeMatrix`.
+
+    Raises:
+        SearchError: If it is neither.
+    """
+    if isinstance(space, type | int):
+        raise SearchError(f"search_space is a search space, such as DepthLimited(3), or a matrix; found {space!r}")
     return space if hasattr(space, "edges") else EdgeMatrix(space)
 
 
@@ -139,5 +145,7 @@ def from_primary(aux: str) -> str:
 def lay_wires(space: SearchSpace, aux: str, taps: int, *, inward: bool) -> tuple[Wire, ...]:
     """The wires between the primary and one auxiliary, in one direction (`inward`: to the primary)."""
     direction = to_primary(aux) if inward else from_primary(aux)
-    edges = space.edges(taps, to_primary=inward)
+    edges = sorted(set(space.edges(taps, to_primary=inward)), key=lambda edge: (edge[1], edge[0]))
+    if wrong := [f"{s} -> {t}" for s, t in edges if not 0 <= s <= t < taps]:
+        raise SearchError(bullets(f"edges (source -> target) need 0 <= source <= target < {taps} taps; found", wrong))
     return tuple(Wire(direction, aux, gate, s, t) for gate, (s, t) in enumerate(edges))

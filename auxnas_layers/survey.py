@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auxnas_layers._engine import uncompiled
 from auxnas_layers.errors import LayoutError, TapError
-from auxnas_layers.inputs import Inputs, as_inputs, undisturbed
+from auxnas_layers.inputs import Inputs, as_call, undisturbed
 from auxnas_layers.layouts import Layout, infer_layout
-from auxnas_layers.taps import Point, find_feature
+from auxnas_layers.taps import Point, features, find_feature
 
 
 @dataclass(frozen=True)
@@ -36,60 +37,77 @@ class Seen:
 
 
 class _Watcher:
-    """A forward hook that notes what a layer gives out."""
+    """A forward hook that notes what a layer gives out.
 
-    def __init__(self, net: nn.Module, point: Point, order: list[str]) -> None:
-        self.net, self.point, self.order = net, point, order
+    Args:
+        point: The layer.
+        leaves: The layers registered up to its end, the latest first.
+        order: Where to note that it was called.
+    """
+
+    def __init__(self, point: Point, leaves: list[nn.Module], order: list[str]) -> None:
+        self.point, self.leaves, self.order = point, leaves, order
         self.seen = Seen()
         self.feature: Tensor | None = None
         self.version = 0
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        uncompiled(_Watcher.note)(self, output)
+
+    def note(self, output: Any) -> None:
+        """Note one call."""
         self.order.append(self.point.name)
         self.seen = replace(self.seen, calls=self.seen.calls + 1)
         try:
             _, feature = find_feature(output, self.point.select)
             self.seen = replace(self.seen, shape=tuple(feature.shape), dtype=feature.dtype, device=feature.device)
-            self.feature, self.version = feature, _version(feature)
-            layout = Layout(self.point.layout) if self.point.layout else infer_layout(feature.shape, self._leaves())
+            self.feature, self.version = feature, version(feature)
+            layout = Layout(self.point.layout) if self.point.layout else infer_layout(feature.shape, self.leaves)
             layout.channels(feature.shape)
             self.seen = replace(self.seen, layout=layout)
         except (TapError, LayoutError) as error:
             self.seen = replace(self.seen, problem=str(error))
 
-    def _leaves(self) -> list[nn.Module]:
-        """The layers registered before the end of the tapped one, the latest first."""
-        modules = dict(self.net.named_modules(remove_duplicate=False))
-        names = list(modules)
-        inside = [name for name in names if name == self.point.name or name.startswith(self.point.name + ".")]
-        return [modules[name] for name in reversed(names[: names.index(inside[-1]) + 1])]
-
-    def finish(self) -> Seen:
-        overwritten = self.feature is not None and _version(self.feature) != self.version
-        return replace(self.seen, overwritten=overwritten)
+    def finish(self, output: Any) -> Seen:
+        """What was seen, now that the network has returned `output`, which its user may overwrite."""
+        if self.feature is None:
+            return self.seen
+        returned = any(tensor is self.feature for _, tensor in features(output))
+        return replace(self.seen, overwritten=returned or version(self.feature) != self.version)
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place, where torch counts it."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def observe(net: nn.Module, inputs: Inputs, points: Sequence[Point]) -> tuple[dict[str, Seen], list[str]]:
     """Call a network on trial and note what its tapped layers give out, and in which order they are called.
 
-    Nothing of the network or the random state changes; user errors in the forward come through as they are.
+    Nothing of the network, its inputs or the random state changes; user errors in the forward come as they are.
     """
     order: list[str] = []
-    watchers = [_Watcher(net, point, order) for point in points]
+    modules = dict(net.named_modules(remove_duplicate=False))
+    drops = any(getattr(module, "inplace", False) for module in modules.values() if "Dropout" in type(module).__name__)
+    watchers = [_Watcher(point, _leaves(modules, point.name), order) for point in points]
     handles = []
     try:
         for watcher in watchers:
             handles.append(net.get_submodule(watcher.point.name).register_forward_hook(watcher))
         with undisturbed(net), torch.no_grad():
-            output = inputs.call(net)  # noqa: F841  (kept until in-place changes have been seen)
-            return {watcher.point.name: watcher.finish() for watcher in watchers}, order
+            output = inputs.copied().call(net)
+            seen = {watcher.point.name: watcher.finish(output) for watcher in watchers}
     finally:
         for handle in handles:
             handle.remove()
+    # In-place dropout overwrites features in train mode alone, which a trial in eval mode cannot see.
+    return {name: replace(found, overwritten=found.overwritten or drops) for name, found in seen.items()}, order
+
+
+def _leaves(modules: Mapping[str, nn.Module], name: str) -> list[nn.Module]:
+    names = list(modules)
+    last = max(i for i, other in enumerate(names) if other == name or other.startswith(name + "."))
+    return [modules[other] for other in reversed(names[: last + 1])]
 
 
 def trial_problems(role: str, names: Sequence[str], seen: Mapping[str, Seen], order: Sequence[str]) -> list[str]:
@@ -155,8 +173,6 @@ def list_taps(net: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Ta
     0     Linear  1      (2, 4)  b c
     1     ReLU    1      (2, 4)  b c
     """
-    single = len(example_inputs) == 1 and isinstance(example_inputs[0], Inputs)
-    inputs = as_inputs(example_inputs[0]) if single else Inputs(example_inputs, example_kwargs)
     modules = {name: m for name, m in net.named_modules() if name and not isinstance(m, torch.jit.ScriptModule)}
-    seen, order = observe(net, inputs, [Point(name) for name in modules])
+    seen, order = observe(net, as_call(example_inputs, example_kwargs), [Point(name) for name in modules])
     return TapTable((name, type(modules[name]).__name__, seen[name]) for name in dict.fromkeys(order))

@@ -2,8 +2,8 @@
 
 import copy
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -71,17 +71,19 @@ class Point:
     select: Select = None
 
 
-def as_taps(entries: Sequence[TapLike]) -> tuple[Tap, ...]:
+def as_taps(entries: Iterable[TapLike]) -> tuple[Tap, ...]:
     """Read the user's list of taps: names, pairs of names, or `Tap`.
 
     Raises:
         TapError: If the list is empty, or an entry is something else.
     """
-    odd = [entry for entry in entries if not (isinstance(entry, str | Tap) or _is_pair(entry))]
-    if isinstance(entries, str) or odd or not entries:
-        found = repr(entries) if isinstance(entries, str) or not entries else ", ".join(map(repr, odd))
+    listed = isinstance(entries, Iterable) and not isinstance(entries, str | Mapping)
+    taps: list[Any] = list(entries) if listed else []
+    odd = [entry for entry in taps if not (isinstance(entry, str | Tap) or _is_pair(entry))]
+    if odd or not taps:
+        found = ", ".join(map(repr, odd)) or repr(entries if not listed else taps)
         raise TapError(f"taps must be a list of names, pairs (primary name, aux name) or Tap(...); found {found}")
-    pairs = [(entry,) if isinstance(entry, str) else entry for entry in entries]
+    pairs = [(entry,) if isinstance(entry, str) else entry for entry in taps]
     return tuple(pair if isinstance(pair, Tap) else Tap(*pair) for pair in pairs)
 
 
@@ -126,16 +128,21 @@ def check_names(net: nn.Module, names: Sequence[str], *, role: str) -> list[str]
         if name not in known:
             net_name = f"the {role} network ({type(net).__name__})"
             problems.append(f"{name!r} is not a module of {net_name}; {_hint(name, known)}")
-        elif isinstance(known[name], nn.ModuleList | nn.ModuleDict):
+        elif isinstance(known[name], torch.jit.ScriptModule):
+            problems.append(f"{role} {name!r} is a ScriptModule, on which torch allows no hooks; tap a plain module")
+        elif not is_callable(known[name]):
             item = next((f"{name}.{child}" for child, _ in known[name].named_children()), name)
             problems.append(
                 f"{role} {name!r} only holds modules and is never called; tap one of them, such as {item!r}"
             )
-        elif isinstance(known[name], torch.jit.ScriptModule):
-            problems.append(f"{role} {name!r} is a ScriptModule, on which torch allows no hooks; tap a plain module")
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     problems += [f"{role} {name!r} is tapped {names.count(name)} times; name it once" for name in twice]
     return problems
+
+
+def is_callable(module: nn.Module) -> bool:
+    """Whether a module has a forward: a plain ModuleList or ModuleDict has none."""
+    return type(module).forward is not nn.Module.forward
 
 
 def _hint(name: str, known: Mapping[str, nn.Module]) -> str:
@@ -154,9 +161,9 @@ def features(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     elif isinstance(output, tuple | list):
         for index, value in enumerate(output):
             yield from features(value, (*path, index))
-    elif hasattr(output, "__dataclass_fields__") and not isinstance(output, type):
-        for key in output.__dataclass_fields__:
-            yield from features(getattr(output, key), (*path, key))
+    elif is_dataclass(output) and not isinstance(output, type):
+        for key in (field.name for field in fields(output)):
+            yield from features(getattr(output, key, None), (*path, key))
 
 
 def is_feature(tensor: Tensor) -> bool:

@@ -16,7 +16,7 @@ from auxnas_layers.exchange import FeatureExchange, Place, hearings, survey
 from auxnas_layers.export import ExportReport, check_closed, copy_out, largest_difference
 from auxnas_layers.fusion import CrossTaskFusion
 from auxnas_layers.gates import Gate
-from auxnas_layers.inputs import Inputs, as_inputs, undisturbed
+from auxnas_layers.inputs import Inputs, as_call, as_inputs, undisturbed
 from auxnas_layers.search import AuxNAS, Search, check_progress
 from auxnas_layers.search_space import (
     DepthLimited,
@@ -28,7 +28,7 @@ from auxnas_layers.search_space import (
     to_primary,
 )
 from auxnas_layers.survey import Seen
-from auxnas_layers.taps import Tap, TapLike, as_taps, aux_points, check_names, primary_points
+from auxnas_layers.taps import Tap, TapLike, as_taps, aux_points, check_names, is_callable, primary_points
 
 
 class AuxNASOutput(NamedTuple):
@@ -68,7 +68,7 @@ class AuxNASWrapper(nn.Module):
     Raises:
         TapError: If a tap is unknown, unreached, called again, out of order, or gives no feature.
         LayoutError: If features cannot be aligned.
-        SearchError: If the search space or the auxiliary's name is not valid.
+        SearchError: If the search, the search space or the fusion's options are not valid.
 
     >>> primary, aux = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, n)) for n in (1, 3))
     >>> wrapper = AuxNASWrapper(primary, aux, taps=["0"])
@@ -97,14 +97,16 @@ class AuxNASWrapper(nn.Module):
         example_inputs: Any = None,
     ) -> None:
         super().__init__()
-        named = isinstance(aux_net, Mapping | nn.ModuleDict)
-        auxes = dict(aux_net.items()) if isinstance(aux_net, Mapping | nn.ModuleDict) else {"aux": aux_net}
+        named = isinstance(aux_net, Mapping) or (isinstance(aux_net, nn.ModuleDict) and not is_callable(aux_net))
+        auxes: dict[str, Any] = dict(cast(Mapping[str, nn.Module], aux_net).items()) if named else {"aux": aux_net}
+        _check_kinds([primary_net, *auxes.values()], search, fusion)
         self._taps = {aux: as_taps(entries) for aux, entries in _by_name(taps, auxes, named).items()}
         _check_taps(primary_net, auxes, self._taps)
         self.primary_net = primary_net
         self.aux_net = nn.ModuleDict(auxes) if named else auxes["aux"]
         self.search = search
-        self._named, self._example_inputs = named, example_inputs
+        self._named = named
+        self._example_inputs = None if example_inputs is None else as_inputs(example_inputs).copied()
         self._points = {PRIMARY: primary_points(self._taps), **{a: aux_points(t) for a, t in self._taps.items()}}
         self.gates, self._wires = nn.ModuleDict(), {}
         for wires in self._lay_wires(as_search_space(search_space)):
@@ -117,8 +119,8 @@ class AuxNASWrapper(nn.Module):
             self._fusion_dict(role)[self._number(role, name)] = self._make_fusion(fusion, role, name)
         self._seen = None
         self.export_report = None
-        if example_inputs is not None:
-            self._size(self._route_example(example_inputs))
+        if self._example_inputs is not None:
+            self._size(self._route_example(self._example_inputs))
 
     def _lay_wires(self, space: SearchSpace) -> list[tuple[Wire, ...]]:
         """The edges that may exist, for each direction that has any; those towards the primary first."""
@@ -145,7 +147,7 @@ class AuxNASWrapper(nn.Module):
             ExportError: Under torch.export or torch.jit.trace.
             TapError: If a tap is not reached exactly once and in order, or gives no feature.
             LayoutError: If features cannot be aligned.
-            SearchError: If a gate is NaN.
+            SearchError: If a gate is NaN, or `aux_inputs` names an unknown auxiliary.
         """
         refuse_tracing()
         output: AuxNASOutput = uncompiled(AuxNASWrapper._run_joined)(self, self._route(args, kwargs, aux_inputs))
@@ -161,21 +163,23 @@ class AuxNASWrapper(nn.Module):
     def _route(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], aux_inputs: Any) -> dict[str, Inputs]:
         """Which arguments each network gets."""
         own = aux_inputs if self._named else {"aux": aux_inputs}
-        unknown = [] if own is None else [name for name in own if name not in self._taps]
-        if unknown:
-            raise SearchError(f"aux_inputs for {unknown}, but the auxiliary networks are {list(self._taps)}")
+        if own is not None and (not isinstance(own, Mapping) or any(name not in self._taps for name in own)):
+            found = list(own) if isinstance(own, Mapping) else type(own).__name__
+            raise SearchError(
+                f"aux_inputs of the auxiliaries {list(self._taps)} is a mapping by name, such as "
+                f"aux_inputs={{{next(iter(self._taps))!r}: (x,)}}; found {found}"
+            )
         inputs = {PRIMARY: Inputs(args, kwargs)}
         for aux in self._taps:
             given = None if own is None else own.get(aux)
             inputs[aux] = inputs[PRIMARY] if given is None else as_inputs(given)
         return inputs
 
-    def _route_example(self, example_inputs: Any) -> dict[str, Inputs]:
-        example = as_inputs(example_inputs)
-        kwargs = dict(example.kwargs)
-        return self._route(
-            example.args, {k: v for k, v in kwargs.items() if k != "aux_inputs"}, kwargs.get("aux_inputs")
-        )
+    def _route_example(self, call: Inputs) -> dict[str, Inputs]:
+        """The same for a call of the wrapper that was given as data."""
+        kwargs = dict(call.kwargs)
+        aux_inputs = kwargs.pop("aux_inputs", None)
+        return self._route(call.args, kwargs, aux_inputs)
 
     def _branches(self, inputs: Mapping[str, Inputs]) -> tuple[Branch, dict[str, Branch]]:
         """The networks with their inputs and taps, as the engine takes them."""
@@ -248,16 +252,19 @@ class AuxNASWrapper(nn.Module):
             SearchError: If progress is not in [0, 1], or a gate is NaN.
         """
         progress = check_progress(progress)
-        gates, none = self._gates(), torch.zeros(0)
+        gates = self._gates()
         for direction in gates:
             self._values(direction)
-        penalty = torch.zeros(())
+        none = next((gate.alpha.detach()[:0] for gate in gates.values()), torch.zeros(0))
+        penalty = none.sum()
         for aux in self._taps:
             inward, outward = gates.get(to_primary(aux)), gates.get(from_primary(aux))
             if inward:
                 inward.settle_(self.search.ceiling(progress))
+            if outward:
+                outward.settle_()
             term = self.search.penalty(inward() if inward else none, outward() if outward else none, progress)
-            penalty = penalty.to(term.device) + term
+            penalty = penalty + torch.as_tensor(term).to(penalty.device)
         return penalty
 
     def close_aux_to_primary_(self) -> None:
@@ -282,10 +289,13 @@ class AuxNASWrapper(nn.Module):
     def load_architecture(self, architecture: Architecture) -> None:
         """Set every gate as in an architecture found earlier, here or on another pair of networks.
 
+        Args:
+            architecture: What `architecture()` returned; an edge that is not open is closed, whatever its gate.
+
         Raises:
             SearchError: If the two do not have the same edges; says which differ, and changes nothing.
         """
-        gates = {(edge.direction, edge.source, edge.target): edge.gate for edge in architecture}
+        gates = {(edge.direction, edge.source, edge.target): edge.gate if edge.open else 0.0 for edge in architecture}
         own = {(wire.direction, wire.source, wire.target) for wires in self._wires.values() for wire in wires}
         problems = [f"{d} {s} -> {t}: only in the architecture" for d, s, t in gates if (d, s, t) not in own]
         problems += [f"{d} {s} -> {t}: only in the wrapper" for d, s, t in sorted(own) if (d, s, t) not in gates]
@@ -306,20 +316,27 @@ class AuxNASWrapper(nn.Module):
             example_inputs: Inputs to compare the outputs on; by default those given at construction, if any.
             allow_open: Cut edges into the primary that are still open, which changes its outputs.
 
+        Returns:
+            A copy of the primary network, with its training flags as they are.
+
         Raises:
-            ExportError: If an edge into the primary is open, or the outputs are not bitwise equal.
+            ExportError: If an edge into the primary is open, the copy is not the same network, or the outputs are not
+                bitwise equal.
+            SearchError: If a gate is NaN.
         """
         cut = check_closed(self.architecture(), {to_primary(aux) for aux in self._taps}, allow_open=allow_open)
         exported = copy_out(self.primary_net)
         report = ExportReport(self.architecture().edges, cut)
-        if (example := self._example_inputs if example_inputs is None else example_inputs) is not None:
-            report = self._prove(exported, report, example)
+        if example_inputs is not None:
+            report = self._prove(exported, report, as_inputs(example_inputs))
+        elif self._example_inputs is not None:
+            report = self._prove(exported, report, self._example_inputs.copied(like=self.primary_net))
         self.export_report = report
         return exported
 
-    def _prove(self, exported: nn.Module, report: ExportReport, example: Any) -> ExportReport:
+    def _prove(self, exported: nn.Module, report: ExportReport, call: Inputs) -> ExportReport:
         """Compare the exported network with the wrapper's primary output."""
-        call, own = as_inputs(example), self._route_example(example)[PRIMARY]
+        own = self._route_example(call)[PRIMARY]
         with undisturbed(self), torch.no_grad():
             expected = call.call(self).primary
         difference = largest_difference(exported, own, expected)
@@ -339,12 +356,11 @@ class AuxNASWrapper(nn.Module):
         Args:
             example_inputs: Positional inputs of the wrapper, or a single `Inputs`.
         """
-        single = len(example_inputs) == 1 and isinstance(example_inputs[0], Inputs)
-        example = example_inputs[0] if single else Inputs(example_inputs)
-        routed = self._route_example(example)
+        call = as_call(example_inputs, {})
+        routed = self._route_example(call)
         costs = {aux: measure(net, routed[aux]) for aux, net in self._aux_nets().items()}
         auxiliary = Cost(count_parameters(self.aux_net), sum(cost.flops for cost in costs.values()))
-        return CostReport(measure(self.primary_net, routed[PRIMARY]), auxiliary, measure(self, as_inputs(example)))
+        return CostReport(measure(self.primary_net, routed[PRIMARY]), auxiliary, measure(self, call))
 
     # Parameter groups: a partition by module; what both networks share is the primary's
 
@@ -382,7 +398,7 @@ class AuxNASWrapper(nn.Module):
     # Where things are
 
     def _aux_nets(self) -> dict[str, nn.Module]:
-        return dict(self.aux_net.named_children()) if self._named else {"aux": self.aux_net}
+        return dict(cast(nn.ModuleDict, self.aux_net).items()) if self._named else {"aux": self.aux_net}
 
     def _gates(self) -> dict[str, Gate]:
         return {direction: cast(Gate, gates) for direction, gates in self.gates.items()}
@@ -410,15 +426,29 @@ class AuxNASWrapper(nn.Module):
         return "\n".join([*lines, ")"])
 
 
+def _check_kinds(nets: Sequence[Any], search: Any, fusion: Any) -> None:
+    """Raise what the user most likely meant where an argument is of another kind."""
+    if odd := [type(net).__name__ for net in nets if not isinstance(net, nn.Module)]:
+        raise TapError(f"networks are torch.nn.Module, several auxiliaries a mapping from names to them; found {odd}")
+    if isinstance(search, type):
+        raise SearchError(f"search is an object, not its class: write search={search.__name__}()")
+    if taken := sorted({"own_share", "start", "channel_dim"} & set(getattr(fusion, "keywords", {}))):
+        raise SearchError(f"the wrapper sets {taken} of each fusion; write search=AuxNAS(own_share=..., start=...)")
+
+
 def _by_name(taps: Any, auxes: Mapping[str, nn.Module], named: bool) -> dict[str, Sequence[TapLike]]:
     """The taps of each auxiliary."""
     if not named:
+        if isinstance(taps, Mapping):
+            pairs = [(name, other) if isinstance(other, str) else name for name, other in taps.items()]
+            raise TapError(f"with one auxiliary, taps is a list, such as taps={pairs!r}; found a mapping")
         return {"aux": taps}
     if not isinstance(taps, Mapping) or taps.keys() != auxes.keys():
         found = list(taps) if isinstance(taps, Mapping) else type(taps).__name__
         raise TapError(f"with several auxiliaries, taps is a mapping with the same keys {list(auxes)}; found {found}")
-    if wrong := [name for name in auxes if not name.isidentifier() or name == PRIMARY]:
-        raise TapError(f"names of auxiliaries must be identifiers other than {PRIMARY!r}; found {wrong}")
+    taken = (PRIMARY, *dir(nn.ModuleDict()))
+    if wrong := [name for name in auxes if not name.isidentifier() or name in taken]:
+        raise TapError(f"names of auxiliaries are identifiers other than {PRIMARY!r} and torch's own; found {wrong}")
     return {aux: taps[aux] for aux in auxes}
 
 

@@ -316,8 +316,8 @@ def test_the_wrapper_cannot_be_traced_or_exported_but_what_it_exports_can():
     [
         (["layer1"], {"a": Cnn()}, "taps is a mapping with the same keys ['a']; found list"),
         ({"b": ["layer1"]}, {"a": Cnn()}, "taps is a mapping with the same keys ['a']; found ['b']"),
-        ({"primary": ["layer1"]}, {"primary": Cnn()}, "names of auxiliaries must be identifiers other than 'primary'"),
-        ({"a.b": ["layer1"]}, {"a.b": Cnn()}, "names of auxiliaries must be identifiers"),
+        ({"primary": ["layer1"]}, {"primary": Cnn()}, "names of auxiliaries are identifiers other than 'primary'"),
+        ({"a.b": ["layer1"]}, {"a.b": Cnn()}, "names of auxiliaries are identifiers"),
     ],
 )
 def test_several_auxiliaries_need_their_names(taps, nets, message):
@@ -334,7 +334,10 @@ def test_one_layer_described_in_two_ways_is_an_error():
 
 def test_inputs_for_an_unknown_auxiliary_are_an_error():
     wrapper = AuxNASWrapper(Cnn(), {"a": Cnn()}, {"a": ["layer1"]})
-    with pytest.raises(SearchError, match=r"aux_inputs for \['b'\], but the auxiliary networks are \['a'\]"):
+    with pytest.raises(
+        SearchError,
+        match=r"aux_inputs of the auxiliaries \['a'\] is a mapping by name, .*aux_inputs={'a': \(x,\)}; found \['b'\]",
+    ):
         wrapper(IMAGES, aux_inputs={"b": (IMAGES,)})
 
 

@@ -1,7 +1,7 @@
 """Running two opaque forwards, tap by tap; `run` is all that the rest of the library uses."""
 
 from auxnas_layers._engine.ambient import uncompiled
-from auxnas_layers._engine.branch import PRIMARY, Branch, Exchange
+from auxnas_layers._engine.branch import PRIMARY, Branch
 from auxnas_layers._engine.run import refuse_tracing, run
 
-__all__ = ["PRIMARY", "Branch", "Exchange", "refuse_tracing", "run", "uncompiled"]
+__all__ = ["PRIMARY", "Branch", "refuse_tracing", "run", "uncompiled"]

@@ -15,7 +15,7 @@ from auxnas_layers.errors import TapError
 from auxnas_layers.taps import Path, put_feature
 
 # CheckpointFunction.forward is the frame of a reentrant region; the pack hook of a non-reentrant one
-# holds the region as `frame`, whose `recompute_fn` backward calls. Both pinned by tests/test_private_names.py.
+# holds the region as `frame`, whose `recompute_fn` backward calls. Both pinned by tests/test_house.py.
 _REENTRANT = checkpoint.CheckpointFunction.forward.__code__
 
 

@@ -44,7 +44,8 @@ class Visits:
             raise TapError(
                 f"the {self.role} forward ended without reaching {', '.join(map(repr, missing))}. Likely causes: this "
                 "input takes another path; the layer's .forward() or its weight is used directly (as "
-                "MultiheadAttention does with out_proj), so that no hook fires; or the network was compiled and run "
-                "before it was wrapped (compile it after wrapping, or compile its blocks). Tap another layer: "
+                "MultiheadAttention does with out_proj), so that no hook fires; the network was compiled and run "
+                "before it was wrapped (compile it after wrapping, or compile its blocks); or the layer runs in "
+                "another thread, as inside the auxiliary of another wrapper. Tap another layer: "
                 "list_taps(net, *inputs) prints those that are called"
             )

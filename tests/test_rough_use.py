@@ -1,0 +1,331 @@
+"""What users do without thinking of it: each was once silent, or an error in somebody else's words."""
+
+import copy
+import pickle
+import types
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import PLAIN, assert_same, loss_of, stir_
+from torch import nn
+
+from auxnas_layers import (
+    Architecture,
+    AuxG,
+    AuxNAS,
+    AuxNASWrapper,
+    CrossTaskFusion,
+    DepthLimited,
+    Edge,
+    Inputs,
+    LayoutError,
+    SearchError,
+    Tap,
+    TapError,
+    list_taps,
+)
+from auxnas_layers.plot import plot_edges
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def after(self, x):
+        return x
+
+    def forward(self, x):
+        return self.head(self.b(self.after(self.a(x)).relu()))
+
+
+def wrap(primary=None, aux=None, taps=("a", "b"), **options):
+    options = {"search": AuxG(own_share=0.5, start="scaled"), "example_inputs": X, **options}
+    return AuxNASWrapper(primary or Mlp(), aux or Mlp(), taps, **options)
+
+
+# Features that are overwritten
+
+
+def test_in_place_dropout_after_a_tap_does_not_reach_what_is_heard():
+    class Drop(Mlp):
+        def __init__(self, inplace):
+            super().__init__()
+            self.drop = nn.Dropout(0.5, inplace=inplace)
+
+        def after(self, x):
+            return self.drop(x)
+
+    outputs = []
+    for inplace in (True, False):
+        torch.manual_seed(1)
+        outputs.append(wrap(Drop(inplace), Mlp())(X))
+    assert_same(outputs[0], outputs[1])
+
+
+def test_a_feature_that_is_overwritten_in_train_mode_alone_is_an_error():
+    class Doubles(Mlp):
+        def after(self, x):
+            return x.mul_(2) if self.training else x
+
+    wrapper = wrap(Doubles())
+    with pytest.raises(TapError, match="primary tap 'a': the network overwrote the feature in place .*out-of-place"):
+        wrapper(X)
+    wrapper.eval()(X)
+
+
+def test_the_user_may_overwrite_an_output_that_is_a_tapped_feature():
+    wrapper = wrap(taps=["a", "head"])
+    output = wrapper(X)
+    (output.primary.sigmoid_().sum() + output.aux.sum()).backward()
+
+
+# The first forward, under whatever
+
+
+def test_the_first_forward_may_run_under_autocast():
+    wrapper = wrap(example_inputs=None, search=AuxNAS(own_share=0.5, start="scaled"))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = wrapper(X)
+        (loss_of(output.primary) + loss_of(output.aux)).backward()
+    for net in (wrapper.primary_net, wrapper.aux_net):
+        assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_the_first_forward_may_run_without_gradients(mode):
+    class Overwrites(Mlp):
+        def after(self, x):
+            return F.relu(x, inplace=True)
+
+    wrapper = wrap(Overwrites(), example_inputs=None)
+    with mode():
+        wrapper(X.clone())
+    assert wrapper._seen["primary", "a"].overwritten
+    loss_of(wrapper(X).aux).backward()
+    assert all(parameter.grad is not None for parameter in wrapper.fusion_parameters())
+
+
+# What trial calls must leave
+
+
+def test_buffers_that_a_forward_reassigns_are_left_as_they_were():
+    class Average(Mlp):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(8))
+
+        def after(self, x):
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            return x - self.mean
+
+    net = Average()
+    buffer = net.mean
+    wrapper = wrap(net, search=PLAIN)
+    wrapper.cost(X)
+    wrapper.close_aux_to_primary_()
+    exported = wrapper.export_primary()
+    assert net.mean is buffer and not buffer.any() and not exported.mean.any()
+    assert wrapper.export_report.exact
+
+
+def test_inputs_that_a_network_changes_are_left_as_they_were():
+    class Scales(Mlp):
+        def forward(self, x):
+            return super().forward(x.div_(2))
+
+    x = X.clone()
+    AuxNASWrapper(Scales(), Mlp(), ["a"], example_inputs={"x": x}["x"])
+    list_taps(Scales(), x)
+    assert torch.equal(x, X)
+
+
+def test_trial_calls_do_not_call_the_users_own_eval():
+    class Merges(Mlp):
+        merged = False
+
+        def train(self, mode=True):
+            self.merged = not mode
+            return super().train(mode)
+
+    net = Merges()
+    wrap(net)
+    assert net.training and not net.merged
+
+
+# Export
+
+
+def test_example_inputs_follow_the_wrapper_to_another_precision():
+    wrapper = wrap(example_inputs=(2 * X.clone().requires_grad_())).double()
+    wrapper.export_primary()
+    assert wrapper.export_report.exact
+    copy.deepcopy(wrapper)
+    pickle.dumps(wrapper)
+
+
+def test_a_network_that_keeps_what_it_computed_can_be_exported():
+    class Keeps(Mlp):
+        def after(self, x):
+            self.last = x
+            return x
+
+    wrapper = wrap(Keeps())
+    loss_of(wrapper(X).primary).backward()
+    exported = wrapper.eval().export_primary()
+    assert torch.equal(exported(X), wrapper(X).primary)
+
+
+def test_outputs_without_tensors_are_not_called_compared():
+    class Space(Mlp):
+        def forward(self, x):
+            return types.SimpleNamespace(out=super().forward(x))
+
+    wrapper = wrap(Space())
+    wrapper.export_primary()
+    assert wrapper.export_report.exact is None and "no tensors in the outputs" in str(wrapper.export_report)
+
+
+# Kinds of arguments
+
+
+def test_taps_may_come_from_any_iterable():
+    assert len(wrap(taps=zip(["a", "b"], ["a", "b"], strict=True)).architecture()) == 3
+    assert len(wrap(taps=(name for name in ["a", "b"])).architecture()) == 3
+
+
+def test_containers_with_a_forward_of_their_own_are_layers():
+    class Stack(nn.ModuleDict):
+        def forward(self, x):
+            for layer in self.values():
+                x = layer(x)
+            return x
+
+    def net():
+        return nn.Sequential(Stack({"a": nn.Linear(4, 8), "b": nn.Linear(8, 8)}), nn.Linear(8, 2))
+
+    wrapper = AuxNASWrapper(net(), net(), ["0"], example_inputs=X)
+    assert isinstance(wrapper(X).aux, torch.Tensor)
+    assert isinstance(AuxNASWrapper(net(), net()[0], [("0", "a")], example_inputs=X)(X).aux, torch.Tensor)
+
+
+def test_one_network_may_serve_as_two_auxiliaries():
+    net = Mlp()
+    wrapper = AuxNASWrapper(Mlp(), {"a": net, "b": net}, {"a": ["a"], "b": ["b"]}, search=PLAIN, example_inputs=X)
+    output = wrapper(X)
+    assert_same(output.aux["a"], net(X))
+    assert_same(output.aux["b"], net(X))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch._dynamo's own check of its inputs
+def test_networks_compiled_as_a_whole_run_or_say_why_not():
+    net = Mlp()
+    expected = net(X)
+    compiled = torch.compile(net, backend="eager")
+    wrapper = AuxNASWrapper(compiled, Mlp(), [("_orig_mod.a", "a")], search=PLAIN, example_inputs=X)
+    assert_same(wrapper(X).primary, expected)
+    compiled = torch.compile(Mlp(), backend="eager")
+    compiled(X)
+    with pytest.raises(TapError, match="is not called on these inputs|without reaching"):
+        AuxNASWrapper(compiled, Mlp(), [("_orig_mod.a", "a")], example_inputs=X)(X)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"taps": {"a": "b"}}, TapError, "taps is a list, such as taps=[('a', 'b')]; found a mapping"),
+        ({"taps": Tap("a")}, TapError, "taps must be a list of names, pairs (primary name, aux name) or Tap(...)"),
+        ({"taps": None}, TapError, "taps must be a list of names"),
+        ({"search": AuxNAS}, SearchError, "search is an object, not its class: write search=AuxNAS()"),
+        ({"search_space": DepthLimited}, SearchError, "search_space is a search space, such as DepthLimited(3)"),
+        ({"search_space": 3}, SearchError, "such as DepthLimited(3), or a matrix; found 3"),
+        ({"aux": [Mlp()]}, TapError, "several auxiliaries a mapping from names to them; found ['list']"),
+        (
+            {"fusion": partial(CrossTaskFusion, start="scaled")},
+            SearchError,
+            "the wrapper sets ['start'] of each fusion; write search=AuxNAS(own_share=..., start=...)",
+        ),
+        (
+            {"aux": {"type": Mlp()}, "taps": {"type": ["a"]}},
+            TapError,
+            "names of auxiliaries are identifiers other than",
+        ),
+    ],
+)
+def test_arguments_of_another_kind_say_what_to_type(arguments, error, message):
+    with pytest.raises(error) as caught:
+        wrap(**arguments)
+    assert message in str(caught.value)
+
+
+def test_values_of_another_kind_say_what_to_type():
+    with pytest.raises(TypeError, match=r"Inputs\(\(x,\), {}\); found Tensor"):
+        Inputs(X)
+    with pytest.raises(SearchError, match="close must be"):
+        AuxNAS(close=0.4)
+    with pytest.raises(SearchError, match="progress is the share"):
+        wrap().search_penalty("a")
+    with pytest.raises(SearchError, match=r"aux_inputs={'n': \(x,\)}; found tuple"):
+        AuxNASWrapper(Mlp(), {"n": Mlp()}, {"n": ["a"]})(X, aux_inputs=(X,))
+    with pytest.raises(LayoutError, match="the channels are not known yet"):
+        CrossTaskFusion(None, [None])(X, [X], [1.0])
+
+
+def test_edges_of_a_search_space_of_ones_own_are_checked_and_sorted():
+    class Own:
+        def __init__(self, *pairs):
+            self.pairs = pairs
+
+        def edges(self, taps, *, to_primary):
+            return self.pairs
+
+    for pair in ((1, 0), (0, 5), (-1, 0)):
+        with pytest.raises(SearchError, match=f"0 <= source <= target < 2 taps; found\\n  - {pair[0]} -> {pair[1]}"):
+            wrap(search_space=Own(pair))
+    wrapper = wrap(search_space=Own((1, 1), (0, 1), (0, 1)), search=AuxG())
+    assert [(edge.source, edge.target) for edge in wrapper.architecture()] == [(0, 1), (1, 1)]
+    assert torch.equal(wrapper.fusions["aux"]["1"].weights[1], 0.9 * torch.eye(8))  # the same tap passes through
+
+
+def test_an_edge_that_is_not_open_is_loaded_closed():
+    wrapper = wrap(taps=["a"], search=AuxNAS())
+    wrapper.load_architecture(
+        Architecture((Edge("aux_to_primary", 0, 0, 0.1, False), Edge("primary_to_aux", 0, 0, 0.5, True)))
+    )
+    assert [edge.open for edge in wrapper.architecture()] == [False, True]
+
+
+def test_norms_of_a_lazy_fusion_follow_its_dtype():
+    fusion = CrossTaskFusion(None, [None], norm=nn.LayerNorm).to(torch.float64)
+    fusion.materialise(4, [4])
+    assert fusion(X.double(), [X.double()], [1.0]).dtype == torch.float64
+
+
+def test_names_with_to_in_them_can_be_drawn():
+    edges = (Edge("image_to_text_to_primary", 0, 0, 0.5, True), Edge("primary_to_image_to_text", 0, 0, 0.0, False))
+    texts = [text.get_text() for text in plot_edges(Architecture(edges), None).texts]
+    assert "image_to_text" in texts and "primary" in texts
+
+
+def test_a_search_of_ones_own_needs_five_things():
+    class Plain:
+        own_share, start = 1.0, "zero"
+
+        def make_gates(self, edges, *, to_primary):
+            return AuxNAS().make_gates(edges, to_primary=to_primary)
+
+        def ceiling(self, progress):
+            return 1.0 - progress
+
+        def penalty(self, aux_to_primary, primary_to_aux, progress):
+            return 0.0
+
+    wrapper = wrap(search=Plain())
+    stir_(wrapper)
+    assert wrapper.search_penalty(0.5) == 0
+    wrapper.search_penalty(1.0)
+    assert not wrapper.architecture().open_edges("aux_to_primary")
