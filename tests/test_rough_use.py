@@ -228,10 +228,15 @@ def test_networks_compiled_as_a_whole_run_or_say_why_not():
     compiled = torch.compile(net, backend="eager")
     wrapper = AuxNASWrapper(compiled, Mlp(), [("_orig_mod.a", "a")], search=PLAIN, example_inputs=X)
     assert_same(wrapper(X).primary, expected)
-    compiled = torch.compile(Mlp(), backend="eager")
-    compiled(X)
-    with pytest.raises(TapError, match="is not called on these inputs|without reaching"):
-        AuxNASWrapper(compiled, Mlp(), [("_orig_mod.a", "a")], example_inputs=X)(X)
+    net = Mlp()
+    compiled = torch.compile(net, backend="eager")
+    compiled(X)  # may keep code without hooks, depending on what it guards on
+    try:
+        output = AuxNASWrapper(compiled, Mlp(), [("_orig_mod.a", "a")], search=PLAIN, example_inputs=X)(X)
+    except TapError as error:
+        assert "is not called on these inputs" in str(error) or "without reaching" in str(error)
+    else:
+        assert_same(output.primary, net(X))
 
 
 @pytest.mark.parametrize(
