@@ -101,8 +101,8 @@ class ClampedGate(Gate):
     """
 
     def squash(self, alpha: Tensor) -> Tensor:
-        """Clamp."""
-        return alpha.clamp(0.0, 1.0)
+        """Clamp, with gradient 1 at both ends too: torch.clamp has 1 or 0 there, by its version."""
+        return alpha.masked_fill(alpha < 0, 0.0).masked_fill(alpha > 1, 1.0)
 
     def unsquash(self, value: Tensor) -> Tensor:
         """The value itself."""
