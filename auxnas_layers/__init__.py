@@ -22,7 +22,7 @@ from auxnas_layers.inputs import Inputs
 from auxnas_layers.layouts import Layout, align
 from auxnas_layers.search import AuxG, AuxNAS, Search, l1_penalty, linear_ramp
 from auxnas_layers.search_space import DepthLimited, EdgeMatrix, SearchSpace
-from auxnas_layers.survey import list_taps
+from auxnas_layers.survey import Seen, TapTable, list_taps
 from auxnas_layers.taps import Tap
 from auxnas_layers.wrapper import AuxNASOutput, AuxNASWrapper
 
@@ -52,9 +52,11 @@ __all__ = [
     "Search",
     "SearchError",
     "SearchSpace",
+    "Seen",
     "SigmoidGate",
     "Tap",
     "TapError",
+    "TapTable",
     "align",
     "l1_penalty",
     "linear_ramp",

@@ -23,17 +23,17 @@ from tqdm import tqdm
 
 from auxnas_layers import AuxNAS, AuxNASWrapper, Search
 
-LABELLED = 100  # frames with a depth label; every training frame has a segmentation label
+LABELLED = 100  # frames with a depth label, unless told otherwise; every training frame has a segmentation label
 BATCH = 8  # frames of either kind in a step
 LEARNING_RATE = 3e-3
 
 
-def train_single_task(train: dict[str, Tensor], steps: int, seed: int) -> nn.Module:
+def train_single_task(train: dict[str, Tensor], steps: int, seed: int, labels: int = LABELLED) -> nn.Module:
     """The network alone, on the frames with a depth label."""
     net = Net(1)
     optimiser = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, steps)
-    for images, depth, _ in progress(batches(train, steps, seed), f"single-task, seed {seed}", steps):
+    for images, depth, _ in progress(batches(train, steps, seed, labels), f"single-task, seed {seed}", steps):
         loss = F.l1_loss(net(images[:BATCH]), depth[:BATCH])
         optimiser.zero_grad()
         loss.backward()
@@ -42,7 +42,9 @@ def train_single_task(train: dict[str, Tensor], steps: int, seed: int) -> nn.Mod
     return net.eval()
 
 
-def train_aux_nas(train: dict[str, Tensor], steps: int, seed: int, search: Search = AuxNAS()) -> tuple[Any, Any, Any]:
+def train_aux_nas(
+    train: dict[str, Tensor], steps: int, seed: int, search: Search = AuxNAS(), labels: int = LABELLED
+) -> tuple[Any, Any, Any]:
     """The same network beside an auxiliary one, and taken out again."""
     taps = ["stage1", "stage2", "stage3", "stage4"]
     wrapper = AuxNASWrapper(Net(1), Net(6), taps, search=search, example_inputs=train["image"][:1])
@@ -50,7 +52,7 @@ def train_aux_nas(train: dict[str, Tensor], steps: int, seed: int, search: Searc
     gates = torch.optim.Adam([{"params": wrapper.arch_parameters()}], lr=1e-2)  # a group may be empty, as for AuxG
     schedule = torch.optim.lr_scheduler.OneCycleLR(weights, LEARNING_RATE, steps)
     history = []
-    for step, batch in enumerate(progress(batches(train, steps, seed), f"Aux-NAS, seed {seed}", steps)):
+    for step, batch in enumerate(progress(batches(train, steps, seed, labels), f"Aux-NAS, seed {seed}", steps)):
         images, depth, classes = batch
         out = wrapper(images)
         loss = F.l1_loss(out.primary[:BATCH], depth[:BATCH]) + F.cross_entropy(out.aux, classes)
@@ -66,10 +68,10 @@ def train_aux_nas(train: dict[str, Tensor], steps: int, seed: int, search: Searc
     return net, wrapper.export_report, history
 
 
-def batches(train: dict[str, Tensor], steps: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+def batches(train: dict[str, Tensor], steps: int, seed: int, labels: int = LABELLED) -> Iterator[tuple[Tensor, ...]]:
     """In every step, frames with both labels first, then frames of which only the segmentation is used."""
     random = torch.Generator().manual_seed(seed)
-    labelled = torch.randperm(len(train["image"]), generator=random)[:LABELLED]
+    labelled = torch.randperm(len(train["image"]), generator=random)[:labels]
     for _ in range(steps):
         few = labelled[torch.randint(len(labelled), (BATCH,), generator=random)]
         chosen = torch.cat([few, torch.randint(len(train["image"]), (BATCH,), generator=random)])
@@ -105,16 +107,16 @@ def load(data: str, frames: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return doom.load(Path("data"), frames)
 
 
-def run(data: str, frames: int, steps: int, task: tuple[str, int]) -> tuple[float, Any]:
+def run(data: str, frames: int, steps: int, labels: int, task: tuple[str, int]) -> tuple[float, Any]:
     """One training run, in a process of its own."""
     torch.set_num_threads(1)
     method, seed = task
     torch.manual_seed(seed)
     train, test = load(data, frames)
     if method == "single-task":
-        net = train_single_task(train, steps, seed)
+        net = train_single_task(train, steps, seed, labels)
         return error(net, test), net
-    net, report, history = train_aux_nas(train, steps, seed)
+    net, report, history = train_aux_nas(train, steps, seed, labels=labels)
     return error(net, test), (net, report, history)
 
 
@@ -123,19 +125,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("doom", "rooms"), default="doom")
     parser.add_argument("--frames", type=int, default=60, help="of each level")
+    parser.add_argument("--labels", type=int, default=LABELLED, help="frames with a depth label")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--picture", default="quickstart.png")
     options = parser.parse_args()
     matplotlib.use("Agg")
     train, test = load(options.data, options.frames)
-    count = len(train["image"])
-    print(f"{count} training frames, {LABELLED} of them with a depth label; {len(test['image'])} test frames")
+    count, tests = len(train["image"]), len(test["image"])
+    print(f"{count} training frames, {min(count, options.labels)} with a depth label; {tests} test frames")
 
     seeds = range(options.seeds)
     tasks = [(method, seed) for method in ("Aux-NAS", "single-task") for seed in seeds]
     with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1)) as pool:
-        found = pool.map(partial(run, options.data, options.frames, options.steps), tasks)
+        found = pool.map(partial(run, options.data, options.frames, options.steps, options.labels), tasks)
         results = dict(zip(tasks, tqdm(found, "runs", len(tasks))))
 
     print_errors(*([results[method, seed][0] for seed in seeds] for method in ("single-task", "Aux-NAS")))

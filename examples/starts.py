@@ -77,18 +77,22 @@ def run(method: str, seed: int, train: dict[str, Tensor], validation: dict[str, 
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    """Mean error, and the mean difference to single-task with its 95 % interval over paired seeds."""
+    """Mean errors, and the mean differences to both baselines with their 95 % intervals over paired seeds."""
     errors = {(result["method"], result["seed"]): result["error"] for result in results}
-    print(f"| {STEPS} steps, 100 depth labels | error | minus single-task | seeds won |\n|---|---|---|---|")
+    baselines = ["single-task", "shared backbone"]
+    print(f"| {STEPS} steps, 100 depth labels | error | minus single-task | minus shared backbone |\n|---|---|---|---|")
     for method in METHODS:
-        seeds = [seed for other, seed in errors if other == method and ("single-task", seed) in errors]
-        if len(seeds) - 1 not in T_975:
-            continue
-        gains = [errors[method, seed] - errors["single-task", seed] for seed in seeds]
-        half = T_975[len(seeds) - 1] * stdev(gains) / math.sqrt(len(seeds))
-        won = f"{sum(gain < 0 for gain in gains)} of {len(seeds)}"
-        interval, won = ("", "") if method == "single-task" else (f"{mean(gains):+.1f} +- {half:.1f}", won)
-        print(f"| {method} | {mean(errors[method, seed] for seed in seeds):.1f} | {interval} | {won} |")
+        seeds = [seed for other, seed in errors if other == method and all((b, seed) in errors for b in baselines)]
+        if len(seeds) - 1 in T_975:
+            gains = [[errors[method, seed] - errors[base, seed] for seed in seeds] for base in baselines]
+            cells = ["" if base == method else _interval(gain) for base, gain in zip(baselines, gains)]
+            print(f"| {method} | {mean(errors[method, seed] for seed in seeds):.1f} | {' | '.join(cells)} |")
+
+
+def _interval(gains: list[float]) -> str:
+    half = T_975[len(gains) - 1] * stdev(gains) / math.sqrt(len(gains))
+    won = sum(gain < 0 for gain in gains)
+    return f"{mean(gains):+.1f} +- {half:.1f}, better on {won} of {len(gains)}"
 
 
 def main() -> None:

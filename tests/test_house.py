@@ -212,6 +212,13 @@ def test_documents_name_only_files_and_targets_that_exist():
             assert f"\n{target}:" in makefile, f"{path.name}: make {target}"
 
 
+def test_the_table_of_starts_is_what_its_command_prints():
+    script = str(ROOT / "examples" / "starts.py")
+    done = subprocess.run([sys.executable, script, "--table"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 11 and done.stdout.strip() in (ROOT / "docs" / "results.md").read_text()
+
+
 @pytest.mark.parametrize("data", ["rooms"])
 def test_the_quickstart_runs(data, tmp_path):
     script = str(ROOT / "examples" / "quickstart.py")

@@ -8,6 +8,8 @@ import pickle
 import pytest
 import torch
 from helpers import PLAIN, assert_same, loss_of, stir_, workers
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from zoo import CASES, Cnn, Conv1d, Vit
 
@@ -331,3 +333,46 @@ def test_repr_fits_a_screen():
     lines = repr(wrapper).splitlines()
     assert len(lines) < 12 and "aux_to_primary: 3 edges, 3 open" in repr(wrapper)
     assert "primary 'b': weights=[(6, 6), (6, 6)]" in repr(wrapper)
+
+
+@given(
+    shared=st.lists(st.booleans(), min_size=3, max_size=3),
+    frozen=st.lists(st.booleans(), min_size=3, max_size=3),
+    reach=st.integers(1, 3),
+    search=st.sampled_from([AuxNAS(), AuxG(), AuxNAS(primary_to_aux=SigmoidGate)]),
+    auxiliaries=st.integers(1, 3),
+)
+def test_parameter_groups_partition_the_parameters_whatever_is_shared(shared, frozen, reach, search, auxiliaries):
+    """Any layers shared between the networks, any frozen, any search: every parameter in just one group."""
+    primary = nn.Sequential(*(nn.Linear(4, 4).requires_grad_(not still) for still in frozen))
+    auxes = {
+        f"aux{i}": nn.Sequential(*(primary[j] if same else nn.Linear(4, 4) for j, same in enumerate(shared)))
+        for i in range(auxiliaries)
+    }
+    wrapper = AuxNASWrapper(
+        primary,
+        auxes,
+        {name: ["0", "1", "2"] for name in auxes},
+        search=search,
+        search_space=DepthLimited(reach),
+        example_inputs=torch.ones(2, 4),
+    )
+    groups = [
+        {id(p) for p in group()}
+        for group in (
+            wrapper.primary_parameters,
+            wrapper.aux_parameters,
+            wrapper.fusion_parameters,
+            wrapper.arch_parameters,
+        )
+    ]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == len({id(p) for p in wrapper.parameters()})
+    assert groups[0] == {id(p) for p in primary.parameters()}
+    assert groups[2] == {id(p) for fusions in wrapper.fusions.values() for p in fusions.parameters()}
+    assert [id(p) for p in wrapper.weight_parameters()] == [
+        id(p)
+        for group in (wrapper.primary_parameters(), wrapper.aux_parameters(), wrapper.fusion_parameters())
+        for p in group
+    ]
+    edges = sum(min(reach, tap + 1) for tap in range(3))
+    assert len(wrapper.architecture()) == auxiliaries * edges * (1 if isinstance(search, AuxG) else 2)
