@@ -74,8 +74,13 @@ def _alignment_problems(heard: Mapping[Place, Sequence[Hearing]], seen: Mapping[
         try:
             check_alignable(a.shape, a.layout, b.shape, b.layout)
         except LayoutError as error:
-            problems.append(f"{' '.join(source)!r} -> {' '.join(target)!r}: {error}")
+            problems.append(f"{_between(source, target)}: {error}")
     return problems
+
+
+def _between(source: Place, target: Place) -> str:
+    """An edge in a message."""
+    return f"{' '.join(source)!r} -> {' '.join(target)!r}"
 
 
 class FeatureExchange:
@@ -139,4 +144,4 @@ class FeatureExchange:
         try:
             return align(heard.to(feature.device), layouts[0], feature.shape, layouts[1])
         except LayoutError as error:
-            raise LayoutError(f"{' '.join(source)!r} -> {' '.join(target)!r}: {error}") from None
+            raise LayoutError(f"{_between(source, target)}: {error}") from None

@@ -43,11 +43,11 @@ class Gate(nn.Module):
         self.register_buffer("closed", torch.zeros(edges, dtype=torch.bool))
 
     def squash(self, alpha: Tensor) -> Tensor:
-        """Value of a gate from its parameter."""
+        """Value of a gate from its parameter; every kind of gate has its own."""
         raise NotImplementedError
 
     def unsquash(self, value: Tensor) -> Tensor:
-        """Parameter of a gate from its value."""
+        """Parameter of a gate from its value; every kind of gate has its own."""
         raise NotImplementedError
 
     def forward(self) -> Tensor:

@@ -40,7 +40,8 @@ class Inputs:
     def copied(self, like: nn.Module | None = None) -> "Inputs":
         """The same with every tensor copied; on the device and in the precision of a network's parameters, if given."""
         parameter = next(iter(like.parameters()), None) if like else None
-        return Inputs(_copied(self.args, parameter), _copied(dict(self.kwargs), parameter))
+        copied: Inputs = _copied(self, parameter)
+        return copied
 
 
 def _copied(value: Any, like: Tensor | None) -> Any:

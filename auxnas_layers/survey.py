@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxnas_layers._engine import uncompiled
+from auxnas_layers._engine import PRIMARY, hooked, uncompiled
 from auxnas_layers.errors import LayoutError, TapError
 from auxnas_layers.inputs import Inputs, as_call, undisturbed
 from auxnas_layers.layouts import Layout, infer_layout
@@ -90,16 +90,13 @@ def observe(net: nn.Module, inputs: Inputs, points: Sequence[Point]) -> tuple[di
     modules = dict(net.named_modules(remove_duplicate=False))
     drops = any(getattr(module, "inplace", False) for module in modules.values() if "Dropout" in type(module).__name__)
     watchers = [_Watcher(point, _leaves(modules, point.name), order) for point in points]
-    handles = []
-    try:
-        for watcher in watchers:
-            handles.append(net.get_submodule(watcher.point.name).register_forward_hook(watcher))
-        with undisturbed(net), torch.no_grad():
-            output = inputs.copied().call(net)
-            seen = {watcher.point.name: watcher.finish(output) for watcher in watchers}
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        hooked((net.get_submodule(watcher.point.name), watcher) for watcher in watchers),
+        undisturbed(net),
+        torch.no_grad(),
+    ):
+        output = inputs.copied().call(net)
+        seen = {watcher.point.name: watcher.finish(output) for watcher in watchers}
     # In-place dropout overwrites features in train mode alone, which a trial in eval mode cannot see.
     return {name: replace(found, overwritten=found.overwritten or drops) for name, found in seen.items()}, order
 
@@ -135,7 +132,7 @@ def trial_problems(role: str, names: Sequence[str], seen: Mapping[str, Seen], or
 
 def layout_problems(role: str, points: Sequence[Point], seen: Mapping[str, Seen]) -> list[str]:
     """Which features have no known layout, and why."""
-    side = "primary_layout" if role == "primary" else "aux_layout"
+    side = "primary_layout" if role == PRIMARY else "aux_layout"
     return [
         f"{role} {point.name!r}: {seen[point.name].problem}; write Tap(..., {side}='b c h w') or as it is"
         for point in points

@@ -115,8 +115,8 @@ class AuxNASWrapper(nn.Module):
                 self.gates[direction], self._wires[direction] = gates, wires
         self._heard = hearings(self._taps, [wire for wires in self._wires.values() for wire in wires])
         self.fusions = nn.ModuleDict({role: nn.ModuleDict() for role in self._points})
-        for role, name in self._heard:
-            self._fusion_dict(role)[self._number(role, name)] = self._make_fusion(fusion, role, name)
+        for (role, name), number in self._numbers():
+            self._fusion_dict(role)[number] = self._make_fusion(fusion, role, name)
         self._seen = None
         self.export_report = None
         if self._example_inputs is not None:
@@ -324,9 +324,10 @@ class AuxNASWrapper(nn.Module):
                 bitwise equal.
             SearchError: If a gate is NaN.
         """
-        cut = check_closed(self.architecture(), {to_primary(aux) for aux in self._taps}, allow_open=allow_open)
+        architecture = self.architecture()
+        cut = check_closed(architecture, {to_primary(aux) for aux in self._taps}, allow_open=allow_open)
         exported = copy_out(self.primary_net)
-        report = ExportReport(self.architecture().edges, cut)
+        report = ExportReport(architecture.edges, cut)
         if example_inputs is not None:
             report = self._prove(exported, report, as_inputs(example_inputs))
         elif self._example_inputs is not None:
@@ -358,8 +359,8 @@ class AuxNASWrapper(nn.Module):
         """
         call = as_call(example_inputs, {})
         routed = self._route_example(call)
-        costs = {aux: measure(net, routed[aux]) for aux, net in self._aux_nets().items()}
-        auxiliary = Cost(count_parameters(self.aux_net), sum(cost.flops for cost in costs.values()))
+        flops = sum(measure(net, routed[aux]).flops for aux, net in self._aux_nets().items())
+        auxiliary = Cost(count_parameters(self.aux_net), flops)
         return CostReport(measure(self.primary_net, routed[PRIMARY]), auxiliary, measure(self, call))
 
     # Parameter groups: a partition by module; what both networks share is the primary's
@@ -408,13 +409,14 @@ class AuxNASWrapper(nn.Module):
 
     def _fusions_by_place(self) -> dict[Place, CrossTaskFusion]:
         """The fusion of each tapped layer that hears, kept under its number, since names may hold dots."""
-        return {
-            (role, name): cast(CrossTaskFusion, self._fusion_dict(role)[self._number(role, name)])
-            for role, name in self._heard
-        }
+        return {place: cast(CrossTaskFusion, self._fusion_dict(place[0])[number]) for place, number in self._numbers()}
 
-    def _number(self, role: str, name: str) -> str:
-        return str([point.name for point in self._points[role]].index(name))
+    def _numbers(self) -> list[tuple[Place, str]]:
+        """Every tapped layer that hears, with its number among those of its network."""
+        places = [
+            ((role, point.name), str(i)) for role, points in self._points.items() for i, point in enumerate(points)
+        ]
+        return [(place, number) for place, number in places if place in self._heard]
 
     def __repr__(self) -> str:
         nets = ", ".join(f"{aux}={type(net).__name__}" for aux, net in self._aux_nets().items())

@@ -27,6 +27,7 @@ ROOMS = [
     "fusion",
     "search",
     "_engine.ambient",
+    "_engine.hooks",
     "_engine.checkpoint",
     "_engine.visits",
     "_engine.branch",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from auxnas_layers._engine.ambient import Ambient, uncompiled
 from auxnas_layers._engine.checkpoint import in_reentrant_region, replay_when_recomputed
+from auxnas_layers._engine.hooks import hooked
 from auxnas_layers._engine.visits import Visits
 from auxnas_layers.errors import TapError
 from auxnas_layers.inputs import Inputs
@@ -129,15 +130,11 @@ class _Hook:
 @contextmanager
 def tapped(branch: Branch, ambient: Ambient, reach: Reach) -> Iterator[None]:
     """Call `reach` at every tap of a network while it runs in this thread; no hook is left afterwards."""
-    listener, handles = _Listener(branch.role, ambient, reach), []
+    listener = _Listener(branch.role, ambient, reach)
     try:
-        for point in branch.points:
-            module = branch.net.get_submodule(point.name)
-            handles.append(module.register_forward_hook(_Hook(listener, point)))
-        yield
+        with hooked((branch.net.get_submodule(point.name), _Hook(listener, point)) for point in branch.points):
+            yield
         if listener.failure:  # the network has swallowed it
             raise listener.failure
     finally:
         listener.failure = None
-        for handle in handles:
-            handle.remove()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from auxnas_layers._engine.ambient import Ambient, saved_tensor_hooks
+from auxnas_layers._engine.hooks import hooked
 from auxnas_layers.errors import TapError
 from auxnas_layers.taps import Path, put_feature
 
@@ -57,12 +58,8 @@ class _Replay:
         self.fused: list[tuple[nn.Module, Path, Tensor]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        handles = [module.register_forward_hook(_Put(path, feature)) for module, path, feature in self.fused]
-        try:
+        with hooked((module, _Put(path, feature)) for module, path, feature in self.fused):
             return self.recompute(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 class _Put:
