@@ -16,19 +16,32 @@ from auxnas_layers.architecture import Architecture, Edge
 from auxnas_layers.cost import Cost, CostReport
 from auxnas_layers.errors import AuxNASError, ExportError, LayoutError, SearchError, TapError
 from auxnas_layers.export import ExportReport
-from auxnas_layers.fusion import CrossTaskFusion
-from auxnas_layers.gates import ClampedGate, FixedGate, Gate, SigmoidGate
+from auxnas_layers.fusion import CrossStitchFusion, CrossTaskFusion, Fusion, NDDRFusion, project
+from auxnas_layers.gates import ClampedGate, FixedGate, Gate, RelaxedBernoulliGate, SigmoidGate
 from auxnas_layers.inputs import Inputs
+from auxnas_layers.joint import AuxNASOutput
 from auxnas_layers.layouts import Layout, align
-from auxnas_layers.search import AuxG, AuxNAS, Search, l1_penalty, linear_ramp
+from auxnas_layers.listener import Listener
+from auxnas_layers.multitask import MultitaskNet
+from auxnas_layers.search import (
+    MTLNAS,
+    AuxG,
+    AuxNAS,
+    FixedArchitecture,
+    Search,
+    entropy_penalty,
+    l1_penalty,
+    linear_ramp,
+)
 from auxnas_layers.search_space import DepthLimited, EdgeMatrix, SearchSpace
 from auxnas_layers.survey import Seen, TapTable, list_taps
 from auxnas_layers.taps import Tap
-from auxnas_layers.wrapper import AuxNASOutput, AuxNASWrapper
+from auxnas_layers.wrapper import AuxNASWrapper
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MTLNAS",
     "Architecture",
     "AuxG",
     "AuxNAS",
@@ -38,17 +51,24 @@ __all__ = [
     "ClampedGate",
     "Cost",
     "CostReport",
+    "CrossStitchFusion",
     "CrossTaskFusion",
     "DepthLimited",
     "Edge",
     "EdgeMatrix",
     "ExportError",
     "ExportReport",
+    "FixedArchitecture",
     "FixedGate",
+    "Fusion",
     "Gate",
     "Inputs",
     "Layout",
     "LayoutError",
+    "Listener",
+    "MultitaskNet",
+    "NDDRFusion",
+    "RelaxedBernoulliGate",
     "Search",
     "SearchError",
     "SearchSpace",
@@ -58,7 +78,9 @@ __all__ = [
     "TapError",
     "TapTable",
     "align",
+    "entropy_penalty",
     "l1_penalty",
     "linear_ramp",
     "list_taps",
+    "project",
 ]

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from auxnas_layers._engine import PRIMARY, Branch
 from auxnas_layers.errors import LayoutError, TapError, bullets
-from auxnas_layers.fusion import CrossTaskFusion
+from auxnas_layers.fusion import Fusion
 from auxnas_layers.layouts import align, check_alignable
-from auxnas_layers.search_space import Wire, from_primary
+from auxnas_layers.search_space import Wire
 from auxnas_layers.survey import Seen, layout_problems, observe, trial_problems, version
 from auxnas_layers.taps import Tap
 
@@ -35,9 +35,9 @@ def hearings(taps: Mapping[str, Sequence[Tap]], wires: Sequence[Wire]) -> dict[P
     heard: dict[Place, list[Hearing]] = {}
     for wire in wires:
         source, target = taps[wire.aux][wire.source], taps[wire.aux][wire.target]
-        ends = (wire.aux, source.aux), (PRIMARY, target.primary)
-        if wire.direction == from_primary(wire.aux):
-            ends = (PRIMARY, source.primary), (wire.aux, target.aux)
+        ends = (PRIMARY, source.primary), (wire.aux, target.aux)
+        if wire.inward:
+            ends = (wire.aux, source.aux), (PRIMARY, target.primary)
         heard.setdefault(ends[1], []).append(Hearing(wire, ends[0]))
     return {place: tuple(sources) for place, sources in heard.items()}
 
@@ -97,11 +97,11 @@ class FeatureExchange:
         self,
         heard: Mapping[Place, Sequence[Hearing]],
         seen: Mapping[Place, Seen],
-        fusions: Mapping[Place, CrossTaskFusion],
-        gates: Mapping[str, Sequence[Tensor | None]],
+        fusions: Mapping[Place, Fusion],
+        gates: Mapping[str, Sequence[Tensor | float | None]],
     ) -> None:
         self.seen, self.fusions = seen, fusions
-        self.open: dict[Place, dict[int, tuple[Place, Tensor]]] = {
+        self.open: dict[Place, dict[int, tuple[Place, Tensor | float]]] = {
             target: {
                 j: (hearing.source, gate)
                 for j, hearing in enumerate(sources)

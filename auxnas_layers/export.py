@@ -1,6 +1,7 @@
-"""Taking the primary network out: copy, verify, report."""
+"""Taking networks out: copy, verify, report."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,24 +19,28 @@ Net = TypeVar("Net", bound=nn.Module)
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export dropped, and the evidence that the exported network is the primary.
+    """What an export dropped, and the evidence that what was exported is what the wrapper computes.
 
     Args:
-        dropped: All edges of the training graph, as they were; those towards the primary first.
+        dropped: The edges of the training graph that are gone, as they were; those towards the primary first.
         cut: The aux-to-primary edges among them that were still open, and were cut because ``allow_open=True``.
-        max_difference: Largest absolute difference between the exported network's outputs and the wrapper's primary
-            ones on the example inputs in eval mode, in the outputs' unit; 0.0 means bitwise equal. `None`: not
-            compared, for want of inputs or of tensors in the outputs.
-        training, primary, exported: Cost of the wrapper, of the primary before, of the exported network.
-            `None`: no inputs.
+        kept: The edges that are still there: those of `export_multitask`.
+        max_difference: Largest absolute difference between the exported network's outputs and the wrapper's own ones
+            on the example inputs in eval mode, in the outputs' unit; 0.0 means bitwise equal. `None`: not compared,
+            for want of inputs or of tensors in the outputs.
+        training, primary, exported: Cost of the wrapper with all open edges, of the primary before, of the exported
+            network. `None`: no inputs.
+        auxiliary: Cost of the auxiliary networks alone, where they are exported too.
     """
 
     dropped: tuple[Edge, ...]
-    cut: tuple[Edge, ...]
+    cut: tuple[Edge, ...] = ()
+    kept: tuple[Edge, ...] = ()
     max_difference: float | None = None
     training: Cost | None = None
     primary: Cost | None = None
     exported: Cost | None = None
+    auxiliary: Cost | None = None
 
     @property
     def exact(self) -> bool | None:
@@ -44,59 +49,81 @@ class ExportReport:
 
     def __str__(self) -> str:
         lines = [f"dropped {len(self.dropped)} edges, {len(self.cut)} of them open and into the primary"]
+        if self.kept:
+            lines = [f"kept {len(self.kept)} edges, dropped {len(self.dropped)}"]
         if self.training and self.primary and self.exported:
-            costs = {"training graph": self.training, "primary": self.primary, "exported net": self.exported}
+            costs = {"training graph": self.training, "primary": self.primary}
+            if self.auxiliary:
+                costs["auxiliary"] = self.auxiliary
             compared = "no tensors in the outputs"
             if self.max_difference is not None:
                 compared = f"largest difference {self.max_difference:g}"
-            lines += [cost_table(costs), f"exported == primary: {self.exact} ({compared})"]
+            was = "wrapper" if self.auxiliary else "primary"
+            lines += [
+                cost_table(costs | {"exported net": self.exported}),
+                f"exported == {was}: {self.exact} ({compared})",
+            ]
         else:
             lines.append("not compared: pass example_inputs to compare outputs and count FLOPs")
         return "\n".join(lines)
 
 
-def check_closed(architecture: Architecture, inward: set[str], *, allow_open: bool) -> tuple[Edge, ...]:
+def check_closed(
+    architecture: Architecture, inward: set[str], acting: Sequence[str], *, allow_open: bool
+) -> tuple[Edge, ...]:
     """The edges into the primary that are still open.
 
+    Args:
+        architecture: The edges.
+        inward: The directions that lead to the primary.
+        acting: Fusions of the primary that act without any edge, as a message names them.
+        allow_open: Whether they may be cut.
+
     Raises:
-        ExportError: If there are any, unless they may be cut.
+        ExportError: If there are any edges or fusions, unless they may be cut.
     """
     open_edges = tuple(edge for edge in architecture if edge.open and edge.direction in inward)
-    if open_edges and not allow_open:
+    if (open_edges or acting) and not allow_open:
         raise ExportError(
             bullets(
                 f"{len(open_edges)} edge(s) into the primary are still open, so it would not be the network that was "
-                "trained. Call wrapper.search_penalty(step / total_steps) in every step, which closes them well before "
-                "the end, or wrapper.close_aux_to_primary_() and train on; allow_open=True cuts them as they are:",
-                [str(edge) for edge in open_edges],
+                "trained. Call wrapper.search_penalty(step / total_steps) in every step, which under AuxNAS closes "
+                "them well before the end, or wrapper.close_aux_to_primary_() and train on; allow_open=True cuts them "
+                "as they are; wrapper.export_multitask() takes both networks out with their edges:",
+                [*map(str, open_edges), *acting],
             )
         )
     return open_edges
 
 
-def copy_out(primary: Net) -> Net:
-    """An independent copy of the primary network: its class, keys, flags and nothing else.
+def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:
+    """An independent copy of a network: its class, keys, flags and nothing else.
+
+    Args:
+        net: The network.
+        memo: As of `copy.deepcopy`: what several copied networks share, their copies share through it.
 
     Raises:
         ExportError: If the copy is not the same network.
     """
-    kept = [value for module in primary.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    memo = {} if memo is None else memo
+    kept = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     # A network may keep what it computed; deepcopy refuses tensors that belong to a graph.
-    memo: dict[int, Any] = {id(value): value.detach().clone() for value in kept if not value.is_leaf}
+    memo |= {id(value): value.detach().clone() for value in kept if not value.is_leaf}
     try:
-        exported = copy.deepcopy(primary, memo)
+        exported = copy.deepcopy(net, memo)
     except Exception as error:
-        raise ExportError(f"{type(primary).__name__} cannot be copied by copy.deepcopy: {error}") from error
-    before, after = primary.state_dict(), exported.state_dict()
+        raise ExportError(f"{type(net).__name__} cannot be copied by copy.deepcopy: {error}") from error
+    before, after = net.state_dict(), exported.state_dict()
     problems = []
     if list(before) != list(after):
         problems.append("the state_dict keys differ")
     problems += [f"{key!r} differs" for key in before if key in after and not same(before[key], after[key])]
-    flags = [[(p.requires_grad, name) for name, p in net.named_parameters()] for net in (primary, exported)]
-    if flags[0] != flags[1] or [m.training for m in primary.modules()] != [m.training for m in exported.modules()]:
+    flags = [[(p.requires_grad, name) for name, p in net.named_parameters()] for net in (net, exported)]
+    if flags[0] != flags[1] or [m.training for m in net.modules()] != [m.training for m in exported.modules()]:
         problems.append("requires_grad or training flags differ")
     if problems:
-        raise ExportError(bullets(f"deepcopy of {type(primary).__name__} does not give the same network:", problems))
+        raise ExportError(bullets(f"deepcopy of {type(net).__name__} does not give the same network:", problems))
     return exported
 
 

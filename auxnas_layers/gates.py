@@ -1,27 +1,32 @@
 """The searchable gates: one number in [0, 1] for each edge, and what "open" means."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import RelaxedBernoulli
 
 from auxnas_layers.errors import SearchError
+
+Evaluation = Literal["soft", "hard", "stochastic"]
 
 
 class Gate(nn.Module):
     """The gates of all edges of one direction; a base class.
 
     A gate is open while its value is above 0. An edge whose gate is closed is skipped, and stays closed for good,
-    whatever an optimiser does to `alpha` afterwards. A subclass says how `alpha` gives the value, by `squash`, and
-    which `alpha` gives a value, by `unsquash`.
+    whatever an optimiser does to `alpha` afterwards; one that is kept has the value 1 for good. A subclass says how
+    `alpha` gives the value, by `squash`, and which `alpha` gives a value, by `unsquash`; one whose gates are drawn at
+    random says how by `draw`.
 
     Args:
         edges: Number of edges.
         start: Value of each gate at the start, unitless, in (0, 1].
 
     Shape:
-        - alpha, closed: ``(edges,)``
-        - output: ``(edges,)``, unitless, in [0, 1]; exactly 0 where closed
+        - alpha, closed, kept: ``(edges,)``
+        - output: ``(edges,)``, unitless, in [0, 1]; exactly 0 where closed, exactly 1 where kept
 
     Raises:
         SearchError: If `start` is not in the gate's range.
@@ -29,6 +34,7 @@ class Gate(nn.Module):
 
     alpha: Tensor
     closed: Tensor
+    kept: Tensor
     searched = True
 
     def __init__(self, edges: int, start: float = 1.0) -> None:
@@ -41,6 +47,7 @@ class Gate(nn.Module):
         else:
             self.register_buffer("alpha", alpha)
         self.register_buffer("closed", torch.zeros(edges, dtype=torch.bool))
+        self.register_buffer("kept", torch.zeros(edges, dtype=torch.bool))
 
     def squash(self, alpha: Tensor) -> Tensor:
         """Value of a gate from its parameter; every kind of gate has its own."""
@@ -50,17 +57,35 @@ class Gate(nn.Module):
         """Parameter of a gate from its value; every kind of gate has its own."""
         raise NotImplementedError
 
+    def draw(self, alpha: Tensor) -> Tensor:
+        """The gates that one forward goes by; their values, unless a subclass says otherwise."""
+        return self.squash(alpha)
+
     def forward(self) -> Tensor:
-        """The values of all gates."""
-        closed = self.closed.clone()  # settle_ may write to it before the backward pass that needs it
-        alpha = torch.where(closed, 0.0, self.alpha)  # whatever it is by now, NaN too, it has no part in any gradient
-        return torch.where(closed, 0.0, self.squash(alpha))
+        """The gates that one forward goes by."""
+        return self._but_settled(self.draw(self._live()))
+
+    def soft(self) -> Tensor:
+        """The values of all gates, without any chance: what penalties are on."""
+        return self._but_settled(self.squash(self._live()))
+
+    def _live(self) -> Tensor:
+        # Whatever alpha is by now where a gate is settled, NaN too, it has no part in any gradient.
+        return torch.where(self.closed | self.kept, 0.0, self.alpha)
+
+    def _but_settled(self, gates: Tensor) -> Tensor:
+        # Clones, since settle_ may write to them before the backward pass that needs them.
+        return torch.where(self.closed.clone(), 0.0, torch.where(self.kept.clone(), 1.0, gates))
 
     @torch.no_grad()
     def values(self) -> list[float]:
         """The values as plain numbers: 0.0 exactly where closed, NaN where training has gone wrong."""
-        # Not tolist(), which older torch refuses under torch.func; one copy, since each item() of a GPU's would wait.
-        return [value.item() for value in self().cpu().unbind()]
+        return numbers(self.soft())
+
+    @torch.no_grad()
+    def undecided(self) -> list[bool]:
+        """Which gates would be neither 0 nor 1 at evaluation, nor were fixed by anybody."""
+        return [self.searched and value not in (0, 1) for value in self.values()]
 
     @torch.no_grad()
     def settle_(self, ceiling: float = 1.0) -> None:
@@ -69,6 +94,17 @@ class Gate(nn.Module):
         highest = self.unsquash(torch.tensor(ceiling, dtype=self.alpha.dtype, device=self.alpha.device))
         self.alpha.data.copy_(torch.minimum(self.alpha, highest))
         self.closed.logical_or_(self.squash(self.alpha) == 0 if ceiling > 0 else torch.ones_like(self.closed))
+        if ceiling < 1:
+            self.kept.zero_()
+
+    def anneal_(self, temperature: float) -> None:
+        """Take on a temperature, in (0, 1], if the gates are drawn at one."""
+
+    @torch.no_grad()
+    def discretize_(self) -> None:
+        """Decide: gates above 1/2 are kept, at exactly 1, and all others closed, for good."""
+        self.kept.copy_(self.soft() > 0.5)
+        self.closed.copy_(~self.kept)
 
     @torch.no_grad()
     def set_(self, values: Sequence[float]) -> None:
@@ -82,11 +118,22 @@ class Gate(nn.Module):
         value = torch.tensor(values, dtype=self.alpha.dtype, device=self.alpha.device)
         self.alpha.copy_(self.unsquash(value))
         self.closed.copy_(value == 0)
+        self.kept.zero_()
 
     def extra_repr(self) -> str:
         """How many edges there are, and how many are open."""
         values = self.values()
         return f"{len(values)} edges, {sum(value > 0 for value in values)} open"
+
+
+def numbers(gates: Tensor) -> list[float]:
+    """Gates as plain numbers.
+
+    >>> numbers(torch.tensor([0.0, 0.5]))
+    [0.0, 0.5]
+    """
+    # Not tolist(), which older torch refuses under torch.func; one copy, since each item() of a GPU's would wait.
+    return [value.item() for value in gates.detach().cpu().unbind()]
 
 
 class ClampedGate(Gate):
@@ -116,13 +163,31 @@ class ClampedGate(Gate):
 
 
 class SigmoidGate(Gate):
-    """Gates whose value is sigmoid(alpha); they close only under a ceiling of 0, or by hand.
+    """Gates whose value is sigmoid(alpha): the probability that an edge is kept.
 
-    >>> gate = SigmoidGate(1, start=0.5)
+    They close only under a ceiling of 0, by `discretize_`, or by hand.
+
+    Args:
+        edges: Number of edges.
+        start: Value of each gate at the start, unitless, in (0, 1].
+        evaluation: What a forward in eval mode goes by. ``"soft"``: the values. ``"hard"``: 1 above 1/2, otherwise 0
+            (MTL-NAS, arXiv 2003.14058). ``"stochastic"``: 1 with the probability that the value says, otherwise 0.
+
+    >>> gate = SigmoidGate(2, start=0.5)
     >>> gate.settle_(ceiling=0.0)
     >>> gate.values()
-    [0.0]
+    [0.0, 0.0]
+    >>> SigmoidGate(2, start=0.7, evaluation="hard").eval()().tolist()
+    [1.0, 1.0]
     """
+
+    def __init__(self, edges: int, start: float = 1.0, *, evaluation: Evaluation = "soft") -> None:
+        super().__init__(edges, start)
+        if evaluation not in get_args(Evaluation):
+            raise SearchError(
+                f"evaluation must be one of {', '.join(map(repr, get_args(Evaluation)))}; found {evaluation!r}"
+            )
+        self.evaluation = evaluation
 
     def squash(self, alpha: Tensor) -> Tensor:
         """Sigmoid."""
@@ -131,6 +196,54 @@ class SigmoidGate(Gate):
     def unsquash(self, value: Tensor) -> Tensor:
         """Logit, finite at 0 and 1."""
         return value.logit(eps=1e-6)
+
+    def draw(self, alpha: Tensor) -> Tensor:
+        """The value in training; in eval mode what `evaluation` says."""
+        value = self.squash(alpha)
+        if self.training or self.evaluation == "soft":
+            return value
+        threshold = torch.rand_like(value) if self.evaluation == "stochastic" else 0.5
+        return torch.where(value.isnan(), value, (value > threshold).to(value.dtype))
+
+    def undecided(self) -> list[bool]:
+        """None where evaluation is hard."""
+        return [open_ and self.evaluation != "hard" for open_ in super().undecided()]
+
+
+class RelaxedBernoulliGate(SigmoidGate):
+    """Gates drawn anew for every training forward, near 0 or 1 the colder it is (MTL-NAS, arXiv 2003.14058, Gumbel).
+
+    A gate is ``sigmoid((alpha + L) / temperature)`` with L logistic noise, and has gradients. The search lowers the
+    temperature as training goes on. At evaluation it is 1 where ``sigmoid(alpha)`` is above 1/2, otherwise 0.
+
+    Args:
+        edges: Number of edges.
+        start: Probability at the start that an edge is kept, unitless, in (0, 1].
+        evaluation: What a forward in eval mode goes by, see `SigmoidGate`.
+
+    >>> gate = RelaxedBernoulliGate(1000, start=0.3)
+    >>> gate.anneal_(0.01)
+    >>> near_0, near_1 = (gate() < 0.1).sum().item(), (gate() > 0.9).sum().item()
+    >>> 600 < near_0 < 760, 240 < near_1 < 360
+    (True, True)
+    """
+
+    temperature: Tensor
+
+    def __init__(self, edges: int, start: float = 0.5, *, evaluation: Evaluation = "hard") -> None:
+        super().__init__(edges, start, evaluation=evaluation)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def draw(self, alpha: Tensor) -> Tensor:
+        """A sample in training; in eval mode what `evaluation` says."""
+        if not self.training:
+            return super().draw(alpha)
+        sample: Tensor = RelaxedBernoulli(self.temperature.clone(), logits=alpha, validate_args=False).rsample()
+        return sample
+
+    def anneal_(self, temperature: float) -> None:
+        """Draw at this temperature from now on."""
+        self.temperature.fill_(temperature)
 
 
 class FixedGate(Gate):

@@ -1,44 +1,49 @@
-"""The searches: which directions exist, how edges start, what gates they have, which penalties act and when.
+"""The searches: which edges exist, how they start, what gates they have, which penalties act and when.
 
 Progress is the share of training that is done, in [0, 1]; the user's loop passes it in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from auxnas_layers.errors import SearchError
-from auxnas_layers.fusion import Start
-from auxnas_layers.gates import ClampedGate, FixedGate, Gate
+from auxnas_layers.architecture import Architecture
+from auxnas_layers.errors import SearchError, bullets
+from auxnas_layers.fusion import Fusion, Start
+from auxnas_layers.gates import ClampedGate, FixedGate, Gate, RelaxedBernoulliGate
+from auxnas_layers.search_space import Wire
 
 GateFactory = Callable[[int, float], Gate]
+FusionFactory = Callable[..., Fusion]
 
 
 class Search(Protocol):
-    """What the wrapper asks of a search."""
+    """What the wrapper asks of a search. It asks for each direction by itself: `to_primary`, or to the auxiliary."""
 
-    @property
-    def own_share(self) -> float:
-        """Share of its own feature with which an auxiliary tap goes on."""
+    def choose(self, wires: Sequence[Wire]) -> Sequence[Wire]:
+        """Which of the edges that the search space allows exist."""
         ...
 
-    @property
-    def start(self) -> Start:
-        """How primary-to-aux edges start."""
+    def make_gates(self, wires: Sequence[Wire], *, to_primary: bool) -> Gate:
+        """The gates of the edges of one direction."""
         ...
 
-    def make_gates(self, edges: int, *, to_primary: bool) -> Gate | None:
-        """The gates of one direction, or None if the direction does not exist."""
+    def make_fusion(self, fusion: FusionFactory, sources: int, *, to_primary: bool) -> Fusion:
+        """The layer by which a tap hears so many sources."""
         ...
 
-    def ceiling(self, progress: float) -> float:
-        """The highest value that an aux-to-primary gate may have now, in [0, 1]."""
+    def advance_(self, gates: Gate, progress: float, *, to_primary: bool) -> None:
+        """Bring the gates of one direction to where they may be by now."""
         ...
 
-    def penalty(self, aux_to_primary: Tensor, primary_to_aux: Tensor, progress: float) -> Tensor:
-        """Scalar to add to the loss, from the gate values of both directions, each ``(edges,)``."""
+    def penalty(self, gates: Tensor, costs: Sequence[float], progress: float, *, to_primary: bool) -> Tensor:
+        """Scalar to add to the loss, from the gate values of one direction ``(edges,)`` and the edges' costs.
+
+        A cost is an edge's floating-point operations over the mean of all edges; 1 as long as sizes are unknown.
+        """
         ...
 
 
@@ -60,11 +65,27 @@ def l1_penalty(gates: Tensor) -> Tensor:
         - gates: ``(edges,)``, unitless
         - output: ``()``
 
-    >>> import torch
     >>> l1_penalty(torch.tensor([0.5, 0.0])).item()
     0.25
     """
     return gates.abs().sum() / max(gates.numel(), 1)
+
+
+def entropy_penalty(gates: Tensor) -> Tensor:
+    """Mean entropy of gates that are probabilities (MTL-NAS, arXiv 2003.14058): ``-a ln a - (1 - a) ln(1 - a)``.
+
+    Least where every gate is 0 or 1; its gradient is finite there too. 0 if there are no gates.
+
+    Shape:
+        - gates: ``(edges,)``, unitless, in [0, 1]
+        - output: ``()``, in nats, in [0, ln 2]
+
+    >>> entropy_penalty(torch.tensor([0.5, 1.0])).item()
+    0.3465735912322998
+    """
+    inside = gates.clamp(1e-6, 1 - 1e-6)
+    entropy = torch.special.entr(inside) + torch.special.entr(1 - inside)
+    return torch.where((gates > 0) & (gates < 1), entropy, 0.0).sum() / max(gates.numel(), 1)
 
 
 def check_progress(progress: float) -> float:
@@ -97,7 +118,7 @@ class AuxNAS:
         primary_to_aux: Makes the primary-to-aux gates; fixed ones by default.
         primary_to_aux_start: Value at which they start, in (0, 1].
         own_share: Share of its own feature with which an auxiliary tap goes on, unitless.
-        start: How primary-to-aux edges start, see `CrossTaskFusion`.
+        start: How primary-to-aux edges start, see `Fusion`.
 
     Raises:
         SearchError: If `close` is not an interval within [0, 1], or `l1` is negative.
@@ -122,19 +143,46 @@ class AuxNAS:
         if not self.l1 >= 0:
             raise SearchError(f"l1 must not be negative; found {self.l1!r}")
 
-    def make_gates(self, edges: int, *, to_primary: bool) -> Gate | None:
+    def choose(self, wires: Sequence[Wire]) -> Sequence[Wire]:
+        """All."""
+        return wires
+
+    def make_gates(self, wires: Sequence[Wire], *, to_primary: bool) -> Gate:
         """Searchable gates towards the primary, the chosen ones towards the auxiliary."""
         if to_primary:
-            return self.aux_to_primary(edges, self.aux_to_primary_start)
-        return self.primary_to_aux(edges, self.primary_to_aux_start)
+            return self.aux_to_primary(len(wires), self.aux_to_primary_start)
+        return self.primary_to_aux(len(wires), self.primary_to_aux_start)
+
+    def make_fusion(self, fusion: FusionFactory, sources: int, *, to_primary: bool) -> Fusion:
+        """Towards the primary one that changes nothing at first, and is gone once its edges are closed.
+
+        Raises:
+            SearchError: If it would still act then.
+        """
+        if not to_primary:
+            return fusion(None, [None] * sources, own_share=self.own_share, start=self.start)
+        made = fusion(None, [None] * sources, own_share=1.0, start="zero")
+        if not made.residual:
+            raise SearchError(
+                f"AuxNAS closes every edge into the primary, and {type(made).__name__} would go on changing the "
+                "primary's features without them, so that the exported network were another one; use "
+                "fusion=CrossTaskFusion, or search=AuxG(), which has no edges into the primary"
+            )
+        return made
 
     def ceiling(self, progress: float) -> float:
-        """1 before closing, 0 after it."""
+        """The highest value that an aux-to-primary gate may have: 1 before closing, 0 after it."""
         return 1.0 - linear_ramp(progress, *self.close)
 
-    def penalty(self, aux_to_primary: Tensor, primary_to_aux: Tensor, progress: float) -> Tensor:
+    def advance_(self, gates: Gate, progress: float, *, to_primary: bool) -> None:
+        """Lower aux-to-primary gates to the ceiling."""
+        gates.settle_(self.ceiling(progress) if to_primary else 1.0)
+
+    def penalty(self, gates: Tensor, costs: Sequence[float], progress: float, *, to_primary: bool) -> Tensor:
         """L1 on the aux-to-primary gates, ramped up over `close`."""
-        return self.l1 * linear_ramp(progress, *self.close) * l1_penalty(aux_to_primary)
+        if not to_primary:
+            return gates.new_zeros(())
+        return self.l1 * linear_ramp(progress, *self.close) * l1_penalty(gates)
 
 
 @dataclass(frozen=True)
@@ -148,10 +196,11 @@ class AuxG:
         primary_to_aux: Makes the primary-to-aux gates, from their number and starting value.
         primary_to_aux_start: Value at which they start, in (0, 1].
         own_share: Share of its own feature with which an auxiliary tap goes on, unitless.
-        start: How primary-to-aux edges start, see `CrossTaskFusion`.
+        start: How primary-to-aux edges start, see `Fusion`.
 
-    >>> AuxG().make_gates(3, to_primary=True) is None
-    True
+    >>> from auxnas_layers.search_space import DepthLimited, lay_wires
+    >>> [str(wire) for i in (True, False) for wire in AuxG().choose(lay_wires(DepthLimited(1), "aux", 1, inward=i))]
+    ['primary_to_aux 0 -> 0']
     """
 
     primary_to_aux: GateFactory = FixedGate
@@ -159,14 +208,167 @@ class AuxG:
     own_share: float = 0.1
     start: Start = "identity"
 
-    def make_gates(self, edges: int, *, to_primary: bool) -> Gate | None:
-        """Gates towards the auxiliary only."""
-        return None if to_primary else self.primary_to_aux(edges, self.primary_to_aux_start)
+    def choose(self, wires: Sequence[Wire]) -> Sequence[Wire]:
+        """Those that lead to an auxiliary."""
+        return [wire for wire in wires if not wire.inward]
 
-    def ceiling(self, progress: float) -> float:
+    def make_gates(self, wires: Sequence[Wire], *, to_primary: bool) -> Gate:
+        """The chosen gates."""
+        return self.primary_to_aux(len(wires), self.primary_to_aux_start)
+
+    def make_fusion(self, fusion: FusionFactory, sources: int, *, to_primary: bool) -> Fusion:
+        """Any fusion: the primary never hears over it."""
+        return fusion(None, [None] * sources, own_share=self.own_share, start=self.start)
+
+    def advance_(self, gates: Gate, progress: float, *, to_primary: bool) -> None:
         """Nothing has to close."""
-        return 1.0
+        gates.settle_()
 
-    def penalty(self, aux_to_primary: Tensor, primary_to_aux: Tensor, progress: float) -> Tensor:
+    def penalty(self, gates: Tensor, costs: Sequence[float], progress: float, *, to_primary: bool) -> Tensor:
         """None."""
-        return primary_to_aux.new_zeros(())
+        return gates.new_zeros(())
+
+
+@dataclass(frozen=True)
+class MTLNAS:
+    """Both directions, both tasks count: every gate is driven to 0 or 1 (MTL-NAS, CVPR 2020, arXiv 2003.14058).
+
+    A penalty on the gates' entropy makes them near-discrete, so that the network whose gates are 0 and 1 is as good as
+    the one that was trained, and `export_multitask` takes it out without training again.
+
+    Args:
+        gate: Makes the gates of both directions, from their number and starting value: `RelaxedBernoulliGate`, or for
+            a soft forward ``partial(SigmoidGate, evaluation="hard")``.
+        gate_start: Value at which they start, in (0, 1].
+        entropy: Weight of the entropy penalty, in units of the loss per nat (10 in the paper).
+        entropy_ramp: Progress at which that weight starts to rise and is whole. In the released search ``(0, 0)``,
+            under which gates decide before the losses have told them much.
+        l1: Weight of an L1 penalty on the gates, each weighted by its edge's cost, in units of the loss.
+        final_temperature: Temperatures of relaxed gates fall as ``(1 - progress)^2``, but not below this.
+        own_share: Share of its own feature with which every tap starts, unitless (0.9, or 1, in the paper).
+        start: How edges start, see `Fusion`.
+
+    Raises:
+        SearchError: If the gates cannot be searched, or an option is out of its range.
+
+    >>> MTLNAS().temperature(0.5)
+    0.25
+    """
+
+    gate: GateFactory = RelaxedBernoulliGate
+    gate_start: float = 0.5
+    entropy: float = 10.0
+    entropy_ramp: tuple[float, float] = (0.2, 0.5)
+    l1: float = 0.0
+    final_temperature: float = 0.05
+    own_share: float = 0.9
+    start: Start = "identity"
+
+    def __post_init__(self) -> None:
+        problems = []
+        made = self.gate(1, self.gate_start)
+        if not made.searched:
+            kind = type(made).__name__
+            problems.append(f"gate: {kind} has nothing to search; use search=FixedArchitecture() for constant gates")
+        problems += [
+            f"{name}: must not be negative; found {getattr(self, name)!r}"
+            for name in ("entropy", "l1")
+            if not getattr(self, name) >= 0
+        ]
+        ramp = self.entropy_ramp
+        if not (isinstance(ramp, tuple | list) and len(ramp) == 2 and 0 <= ramp[0] <= ramp[1] <= 1):
+            problems.append(f"entropy_ramp: must be (from, to) with 0 <= from <= to <= 1; found {ramp!r}")
+        if not 0 < self.final_temperature <= 1:
+            problems.append(f"final_temperature: must be in (0, 1]; found {self.final_temperature!r}")
+        if problems:
+            raise SearchError(bullets("this is not a search by MTL-NAS:", problems))
+
+    def choose(self, wires: Sequence[Wire]) -> Sequence[Wire]:
+        """All."""
+        return wires
+
+    def make_gates(self, wires: Sequence[Wire], *, to_primary: bool) -> Gate:
+        """The same kind in both directions."""
+        return self.gate(len(wires), self.gate_start)
+
+    def make_fusion(self, fusion: FusionFactory, sources: int, *, to_primary: bool) -> Fusion:
+        """The same kind in both directions."""
+        return fusion(None, [None] * sources, own_share=self.own_share, start=self.start)
+
+    def temperature(self, progress: float) -> float:
+        """At which relaxed gates are drawn."""
+        return max((1.0 - progress) ** 2, self.final_temperature)
+
+    def advance_(self, gates: Gate, progress: float, *, to_primary: bool) -> None:
+        """Lower the temperature."""
+        gates.settle_()
+        gates.anneal_(self.temperature(progress))
+
+    def penalty(self, gates: Tensor, costs: Sequence[float], progress: float, *, to_primary: bool) -> Tensor:
+        """Entropy, ramped up, and L1 by cost."""
+        entropy = self.entropy * linear_ramp(progress, *self.entropy_ramp) * entropy_penalty(gates)
+        return entropy + self.l1 * l1_penalty(gates * gates.new_tensor(costs))
+
+
+@dataclass(frozen=True)
+class FixedArchitecture:
+    """Nothing is searched: constant gates, no architecture parameters, and no weights for edges that are not there.
+
+    Args:
+        architecture: Whose open edges exist, under its gates; `None`: every edge of the search space, under gate 1.
+        own_share: Share of its own feature with which every tap that hears starts, unitless. To train again what
+            `AuxNAS` found, take the 0.1 of `AuxNAS`; 0.9 is that of MTL-NAS, NDDR-CNN and cross-stitch networks.
+        start: How edges start, see `Fusion`.
+
+    >>> from auxnas_layers import Edge
+    >>> found = Architecture((Edge("aux_to_primary", 0, 0, 0.0, False), Edge("primary_to_aux", 0, 0, 0.5, True)))
+    >>> FixedArchitecture(found, own_share=0.1).make_gates([Wire("primary_to_aux", "aux", 0, 0, 0)]).values()
+    [0.5]
+    """
+
+    architecture: Architecture | None = None
+    own_share: float = 0.9
+    start: Start = "identity"
+
+    def choose(self, wires: Sequence[Wire]) -> Sequence[Wire]:
+        """Those that are open in the architecture.
+
+        Raises:
+            SearchError: If the search space lacks some of these.
+        """
+        if self.architecture is None:
+            return wires
+        open_edges = {(edge.direction, edge.source, edge.target): edge for edge in self.architecture if edge.open}
+        missing = open_edges.keys() - {_key(wire) for wire in wires}
+        if missing:
+            raise SearchError(
+                bullets(
+                    "the search space lacks open edges of the architecture; give AuxNASWrapper(..., search_space=...) "
+                    "and the taps with which it was found:",
+                    [str(edge) for key, edge in open_edges.items() if key in missing],
+                )
+            )
+        return [wire for wire in wires if _key(wire) in open_edges]
+
+    def make_gates(self, wires: Sequence[Wire], *, to_primary: bool = False) -> Gate:
+        """Constant gates."""
+        gates = FixedGate(len(wires))
+        if self.architecture is not None:
+            found = {(edge.direction, edge.source, edge.target): edge.gate for edge in self.architecture}
+            gates.set_([found[_key(wire)] for wire in wires])
+        return gates
+
+    def make_fusion(self, fusion: FusionFactory, sources: int, *, to_primary: bool) -> Fusion:
+        """The same kind in both directions."""
+        return fusion(None, [None] * sources, own_share=self.own_share, start=self.start)
+
+    def advance_(self, gates: Gate, progress: float, *, to_primary: bool) -> None:
+        """Nothing changes."""
+
+    def penalty(self, gates: Tensor, costs: Sequence[float], progress: float, *, to_primary: bool) -> Tensor:
+        """None."""
+        return gates.new_zeros(())
+
+
+def _key(wire: Wire) -> tuple[str, int, int]:
+    return wire.direction, wire.source, wire.target

@@ -123,6 +123,14 @@ class Wire:
     source: int
     target: int
 
+    @property
+    def inward(self) -> bool:
+        """Whether it leads to the primary."""
+        return self.direction == to_primary(self.aux)
+
+    def __str__(self) -> str:
+        return f"{self.direction} {self.source} -> {self.target}"
+
 
 def to_primary(aux: str) -> str:
     """Name of the direction from an auxiliary to the primary.

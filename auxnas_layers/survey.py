@@ -1,5 +1,6 @@
 """Calling networks on trial: what comes out of their layers, in which order, and whether it can be fused."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,11 @@ class Seen:
     layout: Layout | None = None
     overwritten: bool = False
     problem: str = ""
+
+    @property
+    def places(self) -> int:
+        """Number of elements of one channel, over the whole batch."""
+        return math.prod(self.shape) // self.layout.channels(self.shape) if self.shape and self.layout else 0
 
 
 class _Watcher:

@@ -1,64 +1,47 @@
-"""The wrapper: two networks, their fusions and gates; its forward is the method."""
+"""The wrapper: two networks, their fusions and gates; what a search does with them, and what comes out of it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from auxnas_layers._engine import PRIMARY, Branch, refuse_tracing, run, uncompiled
+from auxnas_layers._engine import PRIMARY
 from auxnas_layers.architecture import Architecture, Edge
 from auxnas_layers.cost import Cost, CostReport, count_parameters, measure
 from auxnas_layers.errors import ExportError, LayoutError, SearchError, TapError, bullets
-from auxnas_layers.exchange import FeatureExchange, Place, hearings, survey
+from auxnas_layers.exchange import Hearing, Place, hearings
 from auxnas_layers.export import ExportReport, check_closed, copy_out, largest_difference
-from auxnas_layers.fusion import CrossTaskFusion
-from auxnas_layers.gates import Gate
+from auxnas_layers.fusion import CrossTaskFusion, Fusion
+from auxnas_layers.gates import Gate, numbers
 from auxnas_layers.inputs import Inputs, as_call, as_inputs, undisturbed
+from auxnas_layers.joint import AuxNASOutput, Gates, JoinedNets
+from auxnas_layers.multitask import MultitaskNet, check_decided
 from auxnas_layers.search import AuxNAS, Search, check_progress
-from auxnas_layers.search_space import (
-    DepthLimited,
-    SearchSpace,
-    Wire,
-    as_search_space,
-    from_primary,
-    lay_wires,
-    to_primary,
-)
-from auxnas_layers.survey import Seen
-from auxnas_layers.taps import Tap, TapLike, as_taps, aux_points, check_names, is_callable, primary_points
+from auxnas_layers.search_space import DepthLimited, SearchSpace, Wire, as_search_space, lay_wires, to_primary
+from auxnas_layers.taps import Tap, TapLike, as_taps, check_names, is_callable
 
 
-class AuxNASOutput(NamedTuple):
-    """What the two networks returned, untouched.
-
-    Args:
-        primary: Output of the primary network.
-        aux: Output of the auxiliary network; with several, a dict of outputs by name.
-    """
-
-    primary: Any
-    aux: Any
-
-
-class AuxNASWrapper(nn.Module):
+class AuxNASWrapper(JoinedNets):
     """Two networks side by side, with searchable edges between their tapped layers.
 
     The networks stay as they are, usable alone at any time: `wrapper.primary_net` is the network to be served. Right
-    after construction the primary's output equals the plain network's bit for bit, since edges into the primary start
-    at zero; so does the auxiliary's where ``search.own_share == 1`` and ``search.start == "zero"``.
+    after construction under `AuxNAS` or `AuxG` the primary's output equals the plain network's bit for bit, since edges
+    into the primary start at zero; so does every output where ``search.own_share == 1`` and ``search.start == "zero"``,
+    and the fusion has no norm or activation of its own.
 
     Args:
-        primary_net: Network of the task that counts.
+        primary_net: Network of the task that counts; under `MTLNAS` simply the first.
         aux_net: Network of the auxiliary task; with several, a mapping from names to networks.
         taps: Layers to join, in the order of their calls: names, pairs (primary name, aux name), or `Tap`. With
             several auxiliaries a mapping from their names to such lists.
-        search: Directions, gates and penalties: `AuxNAS` or `AuxG`.
+        search: Directions, gates and penalties: `AuxNAS`, `AuxG`, `MTLNAS` or `FixedArchitecture`. With several
+            auxiliaries one for all, or a mapping from their names.
         search_space: Which tap may hear which: `DepthLimited`, `EdgeMatrix` or a boolean matrix.
-        fusion: Makes the layer that adds what a tap hears, called like `CrossTaskFusion`, such as
-            ``functools.partial(CrossTaskFusion, norm=torch.nn.LayerNorm)``.
+        fusion: Makes the layer by which a tap hears: `CrossTaskFusion`, `NDDRFusion`, `CrossStitchFusion`, or with
+            options ``functools.partial(CrossTaskFusion, norm=torch.nn.LayerNorm)``.
         example_inputs: What the wrapper will be called with: a tensor, a tuple, or `Inputs`. One trial call then sizes
             the edges; without it the first forward does so, and the edges are uninitialised until then.
 
@@ -67,8 +50,8 @@ class AuxNASWrapper(nn.Module):
 
     Raises:
         TapError: If a tap is unknown, unreached, called again, out of order, or gives no feature.
-        LayoutError: If features cannot be aligned.
-        SearchError: If the search, the search space or the fusion's options are not valid.
+        LayoutError: If features cannot be aligned, or the fusion cannot join them.
+        SearchError: If the search, the search space or the fusion's options are not valid, or do not go together.
 
     >>> primary, aux = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, n)) for n in (1, 3))
     >>> wrapper = AuxNASWrapper(primary, aux, taps=["0"])
@@ -79,11 +62,7 @@ class AuxNASWrapper(nn.Module):
     True
     """
 
-    primary_net: nn.Module
-    aux_net: nn.Module
     export_report: ExportReport | None
-    _wires: dict[str, tuple[Wire, ...]]
-    _seen: dict[Place, Seen] | None
 
     def __init__(
         self,
@@ -91,117 +70,57 @@ class AuxNASWrapper(nn.Module):
         aux_net: nn.Module | Mapping[str, nn.Module],
         taps: Sequence[TapLike] | Mapping[str, Sequence[TapLike]],
         *,
-        search: Search = AuxNAS(),
+        search: Search | Mapping[str, Search] = AuxNAS(),
         search_space: SearchSpace | Sequence[Sequence[bool]] = DepthLimited(3),
-        fusion: Callable[..., CrossTaskFusion] = CrossTaskFusion,
+        fusion: Callable[..., Fusion] = CrossTaskFusion,
         example_inputs: Any = None,
     ) -> None:
-        super().__init__()
         named = isinstance(aux_net, Mapping) or (isinstance(aux_net, nn.ModuleDict) and not is_callable(aux_net))
         auxes: dict[str, Any] = dict(cast(Mapping[str, nn.Module], aux_net).items()) if named else {"aux": aux_net}
-        _check_kinds([primary_net, *auxes.values()], search, fusion)
-        self._taps = {aux: as_taps(entries) for aux, entries in _by_name(taps, auxes, named).items()}
-        _check_taps(primary_net, auxes, self._taps)
-        self.primary_net = primary_net
-        self.aux_net = nn.ModuleDict(auxes) if named else auxes["aux"]
+        searches = _searches_by_name(search, auxes, named)
+        _check_kinds([primary_net, *auxes.values()], searches, fusion)
+        points = {aux: as_taps(entries) for aux, entries in _taps_by_name(taps, auxes, named).items()}
+        _check_taps(primary_net, auxes, points)
+        wires = _choose_wires(searches, as_search_space(search_space), points)
+
+        def make_fusion(place: Place, heard: Sequence[Hearing]) -> Fusion:
+            return _make_fusion(fusion, searches, place, heard)
+
+        heard = hearings(points, [wire for side in wires.values() for wire in side])
+        super().__init__(primary_net, auxes, points, named=named, wires=wires, heard=heard, make_fusion=make_fusion)
         self.search = search
-        self._named = named
-        self._example_inputs = None if example_inputs is None else as_inputs(example_inputs).copied()
-        self._points = {PRIMARY: primary_points(self._taps), **{a: aux_points(t) for a, t in self._taps.items()}}
-        self.gates, self._wires = nn.ModuleDict(), {}
-        for wires in self._lay_wires(as_search_space(search_space)):
-            direction, inward = wires[0].direction, wires[0].direction == to_primary(wires[0].aux)
-            if gates := search.make_gates(len(wires), to_primary=inward):
-                self.gates[direction], self._wires[direction] = gates, wires
-        self._heard = hearings(self._taps, [wire for wires in self._wires.values() for wire in wires])
-        self.fusions = nn.ModuleDict({role: nn.ModuleDict() for role in self._points})
-        for (role, name), number in self._numbers():
-            self._fusion_dict(role)[number] = self._make_fusion(fusion, role, name)
-        self._seen = None
+        self.gates = nn.ModuleDict(
+            {
+                direction: searches[side[0].aux].make_gates(side, to_primary=side[0].inward)
+                for direction, side in self._wires.items()
+            }
+        )
         self.export_report = None
+        self._example_inputs = None if example_inputs is None else as_inputs(example_inputs).copied()
         if self._example_inputs is not None:
             self._size(self._route_example(self._example_inputs))
 
-    def _lay_wires(self, space: SearchSpace) -> list[tuple[Wire, ...]]:
-        """The edges that may exist, for each direction that has any; those towards the primary first."""
-        sides = [(aux, len(taps), inward) for inward in (True, False) for aux, taps in self._taps.items()]
-        return [wires for aux, taps, inward in sides if (wires := lay_wires(space, aux, taps, inward=inward))]
+    # The gates that a forward goes by
 
-    def _make_fusion(self, fusion: Callable[..., CrossTaskFusion], role: str, name: str) -> CrossTaskFusion:
-        """The layer by which a tap adds what it hears; its channels are not known yet."""
-        sources = [None] * len(self._heard[role, name])
-        if role == PRIMARY:  # law 1: wrapping does not change the primary
-            return fusion(None, sources, own_share=1.0, start="zero")
-        return fusion(None, sources, own_share=self.search.own_share, start=self.search.start)
-
-    # The forward: inputs -> lock-step -> (tap by tap) exchange -> two outputs
-
-    def forward(self, *args: Any, aux_inputs: Any = None, **kwargs: Any) -> AuxNASOutput:
-        """Run both networks, joined at their taps by the open edges.
-
-        Args:
-            args, kwargs: Arguments of the primary network, and of the auxiliary if it is given none of its own.
-            aux_inputs: The auxiliary's own arguments: a tuple or `Inputs`; with several a mapping by name.
-
-        Raises:
-            ExportError: Under torch.export or torch.jit.trace.
-            TapError: If a tap is not reached exactly once and in order, or gives no feature.
-            LayoutError: If features cannot be aligned.
-            SearchError: If a gate is NaN, or `aux_inputs` names an unknown auxiliary.
-        """
-        refuse_tracing()
-        output: AuxNASOutput = uncompiled(AuxNASWrapper._run_joined)(self, self._route(args, kwargs, aux_inputs))
-        return output
-
-    def _run_joined(self, inputs: Mapping[str, Inputs]) -> AuxNASOutput:
-        seen = self._seen or self._size(inputs)
-        exchange = FeatureExchange(self._heard, seen, self._fusions_by_place(), self._open_gates())
-        primary, auxes = self._branches(inputs)
-        primary_output, aux_outputs = run(primary, auxes, exchange, lockstep=exchange.primary_hears)
-        return AuxNASOutput(primary_output, aux_outputs if self._named else aux_outputs["aux"])
-
-    def _route(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], aux_inputs: Any) -> dict[str, Inputs]:
-        """Which arguments each network gets."""
-        own = aux_inputs if self._named else {"aux": aux_inputs}
-        if own is not None and (not isinstance(own, Mapping) or any(name not in self._taps for name in own)):
-            found = list(own) if isinstance(own, Mapping) else type(own).__name__
-            raise SearchError(
-                f"aux_inputs of the auxiliaries {list(self._taps)} is a mapping by name, such as "
-                f"aux_inputs={{{next(iter(self._taps))!r}: (x,)}}; found {found}"
-            )
-        inputs = {PRIMARY: Inputs(args, kwargs)}
-        for aux in self._taps:
-            given = None if own is None else own.get(aux)
-            inputs[aux] = inputs[PRIMARY] if given is None else as_inputs(given)
-        return inputs
-
-    def _route_example(self, call: Inputs) -> dict[str, Inputs]:
-        """The same for a call of the wrapper that was given as data."""
-        kwargs = dict(call.kwargs)
-        aux_inputs = kwargs.pop("aux_inputs", None)
-        return self._route(call.args, kwargs, aux_inputs)
-
-    def _branches(self, inputs: Mapping[str, Inputs]) -> tuple[Branch, dict[str, Branch]]:
-        """The networks with their inputs and taps, as the engine takes them."""
-        primary = Branch(PRIMARY, self.primary_net, inputs[PRIMARY], self._points[PRIMARY])
-        auxes = {
-            aux: Branch(aux, net, inputs[aux], self._points[aux], [tap.primary for tap in self._taps[aux]])
-            for aux, net in self._aux_nets().items()
-        }
-        return primary, auxes
-
-    def _open_gates(self) -> dict[str, list[Tensor | None]]:
-        """Every gate by direction, None where closed."""
-        gates: dict[str, list[Tensor | None]] = {}
-        for direction, gate in self._gates().items():
-            if self.training:
+    def _gates_now(self) -> Gates:
+        if self.training:
+            for gate in self._gates().values():
                 gate.settle_()
-            values = self._values(direction)
-            gates[direction] = [g if value > 0 else None for g, value in zip(gate().unbind(), values, strict=True)]
-        return gates
+        return self._read({direction: gate() for direction, gate in self._gates().items()})
 
-    def _values(self, direction: str) -> list[float]:
-        values = self._gates()[direction].values()
+    def _soft_gates(self) -> Gates:
+        return self._read({direction: gate.soft() for direction, gate in self._gates().items()})
+
+    def _read(self, gates: Mapping[str, Tensor]) -> Gates:
+        """Every gate by direction, None where closed."""
+        values = {direction: self._numbers_of(direction, side) for direction, side in gates.items()}
+        return {
+            direction: [g if value > 0 else None for g, value in zip(side.unbind(), values[direction], strict=True)]
+            for direction, side in gates.items()
+        }
+
+    def _numbers_of(self, direction: str, gates: Tensor) -> list[float]:
+        values = numbers(gates)
         if broken := [wire for wire, value in zip(self._wires[direction], values, strict=True) if value != value]:
             edges = ", ".join(f"{wire.source} -> {wire.target}" for wire in broken)
             raise SearchError(
@@ -210,29 +129,9 @@ class AuxNASWrapper(nn.Module):
             )
         return values
 
-    # Sizing: one trial call tells the shapes, layouts and order of all features
-
-    def _size(self, inputs: Mapping[str, Inputs]) -> dict[Place, Seen]:
-        """Call each network once on trial, and size the fusions for what comes out at the taps."""
-        seen = survey(*self._branches(inputs), self._heard)
-        self._materialise(seen)
-        self._seen = seen
-        return seen
-
-    def _materialise(self, seen: Mapping[Place, Seen]) -> None:
-        """Size every fusion for the features that it joins, on the device and in the dtype of the layer that hears."""
-        nets = {PRIMARY: self.primary_net, **self._aux_nets()}
-        with undisturbed():  # how edges start does not change the random numbers that the user's networks draw
-            for (role, name), fusion in self._fusions_by_place().items():
-                own, sources = seen[role, name], [seen[hearing.source] for hearing in self._heard[role, name]]
-                assert own.layout and own.shape
-                fusion.materialise(
-                    own.layout.channels(own.shape),
-                    [source.layout.channels(source.shape) for source in sources if source.layout and source.shape],
-                    channel_dim=own.layout.channel_dim,
-                    device=own.device,
-                    dtype=_dtype(nets[role], name) or own.dtype,
-                )
+    def _values(self) -> dict[str, list[float]]:
+        """The values of all gates, without any chance."""
+        return {direction: self._numbers_of(direction, gate.soft()) for direction, gate in self._gates().items()}
 
     # The search
 
@@ -240,49 +139,74 @@ class AuxNASWrapper(nn.Module):
         """Advance the search to `progress`, and return the penalty to add to the loss.
 
         Under `AuxNAS` this is what closes the edges into the primary: it lowers their gates to the ceiling that the
-        schedule gives, so call it in every step. It holds no counter: the same progress always gives the same ceiling.
+        schedule gives; under `MTLNAS` it lowers the temperature. So call it in every step. It holds no counter: the
+        same progress always gives the same ceiling and temperature.
 
         Args:
             progress: Share of training that is done, in [0, 1], such as ``step / total_steps``.
 
         Returns:
-            Scalar tensor, in units of the loss.
+            Scalar tensor, in units of the loss; with several auxiliaries the sum over all.
 
         Raises:
             SearchError: If progress is not in [0, 1], or a gate is NaN.
         """
         progress = check_progress(progress)
-        gates = self._gates()
-        for direction in gates:
-            self._values(direction)
-        none = next((gate.alpha.detach()[:0] for gate in gates.values()), torch.zeros(0))
-        penalty = none.sum()
-        for aux in self._taps:
-            inward, outward = gates.get(to_primary(aux)), gates.get(from_primary(aux))
-            if inward:
-                inward.settle_(self.search.ceiling(progress))
-            if outward:
-                outward.settle_()
-            term = self.search.penalty(inward() if inward else none, outward() if outward else none, progress)
+        self._values()  # refuses NaN before anything is changed
+        gates, costs = self._gates(), self._costs()
+        penalty = next((gate.alpha.detach()[:0] for gate in gates.values()), torch.zeros(0)).sum()
+        for direction, gate in gates.items():
+            search, inward = self._search_of(direction), self._wires[direction][0].inward
+            search.advance_(gate, progress, to_primary=inward)
+            term = search.penalty(gate.soft(), costs[direction], progress, to_primary=inward)
             penalty = penalty + torch.as_tensor(term).to(penalty.device)
         return penalty
 
-    def close_aux_to_primary_(self) -> None:
-        """Close every edge into the primary now and for good."""
-        for aux in self._taps:
-            if gate := self._gates().get(to_primary(aux)):
-                gate.settle_(0.0)
+    def _costs(self) -> dict[str, list[float]]:
+        """Operations of every edge, over the mean of all."""
+        costs = {direction: [1.0] * len(wires) for direction, wires in self._wires.items()}
+        if self._seen is not None:
+            fusions = self._fusions_by_place()
+            for place, sources in self._heard.items():
+                for j, source in enumerate(sources):
+                    operations = fusions[place].weights[j].numel() * self._seen[place].places
+                    costs[source.wire.direction][source.wire.gate] = float(operations)
+        every = [cost for side in costs.values() for cost in side]
+        return {direction: [cost * len(every) / sum(every) for cost in side] for direction, side in costs.items()}
 
-    def architecture(self) -> Architecture:
-        """All edges and their gates as they are now; prints as a table.
+    def discretize_(self) -> None:
+        """Decide for good: edges whose gate is above 1/2 are kept, under gate 1, and all others closed.
 
         Raises:
             SearchError: If a gate is NaN.
         """
+        self._values()
+        for gate in self._gates().values():
+            gate.discretize_()
+
+    def close_aux_to_primary_(self) -> None:
+        """Close every edge into the primary now and for good."""
+        for direction, gate in self._gates().items():
+            if self._wires[direction][0].inward:
+                gate.settle_(0.0)
+
+    def architecture(self, aux: str | None = None) -> Architecture:
+        """All edges and their gates as they are now, between evaluations and samples; prints as a table.
+
+        Args:
+            aux: Only the edges of the auxiliary network of this name; those of all by default.
+
+        Raises:
+            SearchError: If a gate is NaN, or there is no auxiliary of this name.
+        """
+        if aux is not None and aux not in self._taps:
+            raise SearchError(f"no auxiliary is called {aux!r}; there are {', '.join(map(repr, self._taps))}")
+        values = self._values()
         edges = [
             Edge(direction, wire.source, wire.target, value, value > 0)
             for direction, wires in self._wires.items()
-            for wire, value in zip(wires, self._values(direction), strict=True)
+            for wire, value in zip(wires, values[direction], strict=True)
+            if aux in (None, wire.aux)
         ]
         return Architecture(tuple(edges))
 
@@ -305,7 +229,39 @@ class AuxNASWrapper(nn.Module):
         for direction, wires in self._wires.items():
             self._gates()[direction].set_([gates[direction, wire.source, wire.target] for wire in wires])
 
-    # Taking the primary out
+    def remove_aux_(self, aux: str, allow_open: bool = False) -> nn.Module:
+        """Go on without one of several auxiliary networks: it, its taps, gates and the weights of its edges are gone.
+
+        Optimisers may stay: the parameters that are gone get no gradients any more.
+
+        Args:
+            aux: Name of the auxiliary.
+            allow_open: Cut its edges into the primary that are still open, which changes the primary's outputs.
+
+        Returns:
+            The auxiliary network.
+
+        Raises:
+            SearchError: If there is no auxiliary of this name, or it is the only one.
+            ExportError: If it has open edges into the primary.
+        """
+        if not self._named or list(self._taps) == [aux]:
+            raise SearchError("the only auxiliary cannot be removed; wrapper.export_primary() goes on without any")
+        check_closed(self.architecture(aux), {to_primary(aux)}, [], allow_open=allow_open)
+        nets, taps = cast(nn.ModuleDict, self.aux_net), {name: side for name, side in self._taps.items() if name != aux}
+        removed = nets.pop(aux)
+        self._keep_(taps, lambda wire: wire.aux != aux)
+        for direction in [direction for direction in self.gates if direction not in self._wires]:
+            del self.gates[direction]
+        if isinstance(self.search, Mapping):
+            self.search = {name: search for name, search in self.search.items() if name != aux}
+        if self._example_inputs is not None:
+            kwargs = dict(self._example_inputs.kwargs)
+            own = {name: given for name, given in (kwargs.pop("aux_inputs", None) or {}).items() if name != aux}
+            self._example_inputs = Inputs(self._example_inputs.args, kwargs | ({"aux_inputs": own} if own else {}))
+        return removed
+
+    # Taking networks out
 
     def export_primary(self, example_inputs: Any = None, allow_open: bool = False) -> nn.Module:
         """The primary network by itself: a new object of its own class, without a trace of the wrapper.
@@ -325,31 +281,75 @@ class AuxNASWrapper(nn.Module):
             SearchError: If a gate is NaN.
         """
         architecture = self.architecture()
-        cut = check_closed(architecture, {to_primary(aux) for aux in self._taps}, allow_open=allow_open)
+        acting = [
+            f"{type(fusion).__name__} at {name!r} acts without any edge"
+            for (role, name), fusion in self._fusions_by_place().items()
+            if role == PRIMARY and not fusion.residual
+        ]
+        cut = check_closed(architecture, {to_primary(aux) for aux in self._taps}, acting, allow_open=allow_open)
         exported = copy_out(self.primary_net)
         report = ExportReport(architecture.edges, cut)
-        if example_inputs is not None:
-            report = self._prove(exported, report, as_inputs(example_inputs))
-        elif self._example_inputs is not None:
-            report = self._prove(exported, report, self._example_inputs.copied(like=self.primary_net))
+        if (call := self._example(example_inputs)) is not None:
+            own = self._route_example(call)[PRIMARY]
+            difference = largest_difference(exported, own, self._evaluate(call).primary)
+            if difference and not (cut or acting):
+                raise ExportError(f"the exported network differs from the wrapper's primary output by {difference:g}")
+            report = replace(self._costed(report, call), max_difference=difference, exported=measure(exported, own))
         self.export_report = report
         return exported
 
-    def _prove(self, exported: nn.Module, report: ExportReport, call: Inputs) -> ExportReport:
-        """Compare the exported network with the wrapper's primary output."""
-        own = self._route_example(call)[PRIMARY]
-        with undisturbed(self), torch.no_grad():
-            expected = call.call(self).primary
-        difference = largest_difference(exported, own, expected)
-        if difference and not report.cut:
-            raise ExportError(f"the exported network differs from the wrapper's primary output by {difference:g}")
-        return replace(
-            report,
-            max_difference=difference,
-            training=measure(self, call),
-            primary=measure(self.primary_net, own),
-            exported=measure(exported, own),
+    def export_multitask(self, example_inputs: Any = None) -> MultitaskNet:
+        """Both networks with the edges that the search has kept, and nothing left to search.
+
+        `export_report` then says which edges were kept, what it costs, and that its outputs are those of the wrapper.
+
+        Args:
+            example_inputs: Inputs to compare the outputs on; by default those given at construction, if any.
+
+        Returns:
+            Copies of the networks and of the fusions in one module that is called like the wrapper.
+
+        Raises:
+            ExportError: If a gate that was searched is neither 0 nor 1, a copy is not the same network, or the outputs
+                are not bitwise equal.
+            LayoutError: If the edges have not been sized yet.
+            SearchError: If a gate is NaN.
+        """
+        list(self.weight_parameters())  # refuses edges without a size
+        architecture = self.architecture()
+        check_decided(self._gates(), self._wires)
+        with undisturbed(self.gates):
+            gates = {direction: numbers(gate()) for direction, gate in self._gates().items()}
+        exported = MultitaskNet(self, gates)
+        is_open = [value > 0 for direction in self._wires for value in gates[direction]]
+        kept, dropped = (
+            tuple(edge for edge, open_ in zip(architecture, is_open, strict=True) if open_ == wanted)
+            for wanted in (True, False)
         )
+        report = ExportReport(dropped, kept=kept)
+        if (call := self._example(example_inputs)) is not None:
+            difference = largest_difference(exported, call, self._evaluate(call))
+            if difference:
+                raise ExportError(f"the exported networks differ from the wrapper's outputs by {difference:g}")
+            costed = replace(self._costed(report, call), auxiliary=self.cost(call).auxiliary)
+            report = replace(costed, max_difference=difference, exported=measure(exported, call))
+        self.export_report = report
+        return exported
+
+    def _example(self, example_inputs: Any) -> Inputs | None:
+        """The inputs to compare outputs on, if there are any."""
+        if example_inputs is not None:
+            return as_inputs(example_inputs)
+        return None if self._example_inputs is None else self._example_inputs.copied(like=self.primary_net)
+
+    def _evaluate(self, call: Inputs) -> AuxNASOutput:
+        with undisturbed(self), torch.no_grad():
+            output: AuxNASOutput = call.call(self)
+        return output
+
+    def _costed(self, report: ExportReport, call: Inputs) -> ExportReport:
+        cost = self.cost(call)
+        return replace(report, training=cost.training, primary=cost.primary)
 
     def cost(self, *example_inputs: Any) -> CostReport:
         """Parameters and FLOPs of the primary, the auxiliaries, and the wrapper with its open edges; one forward each.
@@ -361,7 +361,7 @@ class AuxNASWrapper(nn.Module):
         routed = self._route_example(call)
         flops = sum(measure(net, routed[aux]).flops for aux, net in self._aux_nets().items())
         auxiliary = Cost(count_parameters(self.aux_net), flops)
-        return CostReport(measure(self.primary_net, routed[PRIMARY]), auxiliary, measure(self, call))
+        return CostReport(measure(self.primary_net, routed[PRIMARY]), auxiliary, measure(_AsTrained(self), call))
 
     # Parameter groups: a partition by module; what both networks share is the primary's
 
@@ -398,47 +398,95 @@ class AuxNASWrapper(nn.Module):
 
     # Where things are
 
-    def _aux_nets(self) -> dict[str, nn.Module]:
-        return dict(cast(nn.ModuleDict, self.aux_net).items()) if self._named else {"aux": self.aux_net}
-
     def _gates(self) -> dict[str, Gate]:
         return {direction: cast(Gate, gates) for direction, gates in self.gates.items()}
 
-    def _fusion_dict(self, role: str) -> nn.ModuleDict:
-        return cast(nn.ModuleDict, self.fusions[role])
-
-    def _fusions_by_place(self) -> dict[Place, CrossTaskFusion]:
-        """The fusion of each tapped layer that hears, kept under its number, since names may hold dots."""
-        return {place: cast(CrossTaskFusion, self._fusion_dict(place[0])[number]) for place, number in self._numbers()}
-
-    def _numbers(self) -> list[tuple[Place, str]]:
-        """Every tapped layer that hears, with its number among those of its network."""
-        places = [
-            ((role, point.name), str(i)) for role, points in self._points.items() for i, point in enumerate(points)
-        ]
-        return [(place, number) for place, number in places if place in self._heard]
+    def _search_of(self, direction: str) -> Search:
+        searches = self.search
+        return searches[self._wires[direction][0].aux] if isinstance(searches, Mapping) else searches
 
     def __repr__(self) -> str:
         nets = ", ".join(f"{aux}={type(net).__name__}" for aux, net in self._aux_nets().items())
         lines = [f"AuxNASWrapper(primary={type(self.primary_net).__name__}, {nets},", f"  search={self.search},"]
         lines += [f"  {direction}: {gate.extra_repr()}," for direction, gate in self._gates().items()]
-        lines += [
-            f"  {role} {name!r}: {fusion.extra_repr()}," for (role, name), fusion in self._fusions_by_place().items()
-        ]
-        return "\n".join([*lines, ")"])
+        return "\n".join([*lines, *self._repr_lines(), ")"])
 
 
-def _check_kinds(nets: Sequence[Any], search: Any, fusion: Any) -> None:
+class _AsTrained(nn.Module):
+    """The wrapper with every edge that is open in training, also where it drops some in eval mode."""
+
+    def __init__(self, wrapper: AuxNASWrapper) -> None:
+        super().__init__()
+        self.wrapper = wrapper
+
+    def forward(self, *args: Any, aux_inputs: Any = None, **kwargs: Any) -> AuxNASOutput:
+        wrapper = self.wrapper
+        return wrapper._run_joined(wrapper._route(args, kwargs, aux_inputs), wrapper._soft_gates())
+
+
+def _searches_by_name(search: Any, auxes: Mapping[str, Any], named: bool) -> dict[str, Search]:
+    """The search of each auxiliary."""
+    if not isinstance(search, Mapping):
+        return dict.fromkeys(auxes, search)
+    if not named or search.keys() != auxes.keys():
+        keys = list(auxes) if named else "search=AuxNAS(), say, with one auxiliary"
+        raise SearchError(f"a mapping of searches has the names of the auxiliaries: {keys}; found {list(search)}")
+    return dict(search)
+
+
+def _check_kinds(nets: Sequence[Any], searches: Mapping[str, Any], fusion: Any) -> None:
     """Raise what the user most likely meant where an argument is of another kind."""
     if odd := [type(net).__name__ for net in nets if not isinstance(net, nn.Module)]:
         raise TapError(f"networks are torch.nn.Module, several auxiliaries a mapping from names to them; found {odd}")
-    if isinstance(search, type):
-        raise SearchError(f"search is an object, not its class: write search={search.__name__}()")
+    for search in searches.values():
+        if isinstance(search, type):
+            raise SearchError(f"search is an object, not its class: write search={search.__name__}()")
+    if isinstance(fusion, nn.Module):
+        kind = type(fusion).__name__
+        raise SearchError(f"fusion is a class, not an object: write fusion={kind}, or partial({kind}, ...)")
     if taken := sorted({"own_share", "start", "channel_dim"} & set(getattr(fusion, "keywords", {}))):
         raise SearchError(f"the wrapper sets {taken} of each fusion; write search=AuxNAS(own_share=..., start=...)")
 
 
-def _by_name(taps: Any, auxes: Mapping[str, nn.Module], named: bool) -> dict[str, Sequence[TapLike]]:
+def _choose_wires(
+    searches: Mapping[str, Search], space: SearchSpace, taps: Mapping[str, Sequence[Tap]]
+) -> dict[str, list[Wire]]:
+    """The edges that the searches choose among those that the search space allows; those towards the primary first."""
+    allowed = [
+        wire
+        for inward in (True, False)
+        for aux, side in taps.items()
+        for wire in lay_wires(space, aux, len(side), inward=inward)
+    ]
+    chosen = {
+        wire
+        for search in {id(search): search for search in searches.values()}.values()
+        for wire in search.choose([wire for wire in allowed if searches[wire.aux] is search])
+    }
+    wires: dict[str, list[Wire]] = {}
+    for wire in allowed:
+        if wire in chosen:
+            side = wires.setdefault(wire.direction, [])
+            side.append(replace(wire, gate=len(side)))
+    return wires
+
+
+def _make_fusion(
+    fusion: Callable[..., Fusion], searches: Mapping[str, Search], place: Place, heard: Sequence[Hearing]
+) -> Fusion:
+    """The layer by which a tap hears; its channels are not known yet."""
+    role, name = place
+    auxes = list(dict.fromkeys(source.wire.aux for source in heard))
+    made = [searches[aux].make_fusion(fusion, len(heard), to_primary=role == PRIMARY) for aux in auxes]
+    if odd := [type(one).__name__ for one in made if not isinstance(one, Fusion)]:
+        raise SearchError(f"fusion makes an auxnas_layers.Fusion; found {odd[0]}")
+    if len({one.extra_repr() for one in made}) > 1:
+        ways = {aux: one.extra_repr() for aux, one in zip(auxes, made, strict=True)}
+        raise SearchError(f"{role} {name!r}: the auxiliaries' searches want its fusion to start differently: {ways}")
+    return made[0]
+
+
+def _taps_by_name(taps: Any, auxes: Mapping[str, nn.Module], named: bool) -> dict[str, Sequence[TapLike]]:
     """The taps of each auxiliary."""
     if not named:
         if isinstance(taps, Mapping):
@@ -462,9 +510,3 @@ def _check_taps(primary_net: nn.Module, auxes: Mapping[str, nn.Module], taps: Ma
         problems += check_names(auxes[aux], [tap.aux for tap in side], role=aux)
     if problems:
         raise TapError(bullets(f"{len(problems)} problem(s) with the taps:", list(dict.fromkeys(problems))))
-
-
-def _dtype(net: nn.Module, name: str) -> torch.dtype | None:
-    """The dtype of a layer's parameters, or else of its network's."""
-    parameters = [*net.get_submodule(name).parameters(), *net.parameters()]
-    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)

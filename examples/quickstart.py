@@ -21,7 +21,7 @@ from report import draw, print_errors
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from auxnas_layers import AuxNAS, AuxNASWrapper, Search
+from auxnas_layers import Architecture, AuxNAS, AuxNASWrapper, Search
 
 LABELLED = 100  # frames with a depth label, unless told otherwise; every training frame has a segmentation label
 BATCH = 8  # frames of either kind in a step
@@ -48,11 +48,20 @@ def train_aux_nas(
     """The same network beside an auxiliary one, and taken out again."""
     taps = ["stage1", "stage2", "stage3", "stage4"]
     wrapper = AuxNASWrapper(Net(1), Net(6), taps, search=search, example_inputs=train["image"][:1])
+    history = fit(wrapper, train, steps, seed, labels)
+    net = wrapper.eval().export_primary()
+    return net, wrapper.export_report, history
+
+
+def fit(
+    wrapper: AuxNASWrapper, train: dict[str, Tensor], steps: int, seed: int, labels: int = LABELLED
+) -> list[tuple[float, Architecture]]:
+    """Train both networks, and search; returns the architecture over the progress of training."""
     weights = torch.optim.AdamW(wrapper.weight_parameters(), lr=LEARNING_RATE)
     gates = torch.optim.Adam([{"params": wrapper.arch_parameters()}], lr=1e-2)  # a group may be empty, as for AuxG
     schedule = torch.optim.lr_scheduler.OneCycleLR(weights, LEARNING_RATE, steps)
     history = []
-    for step, batch in enumerate(progress(batches(train, steps, seed, labels), f"Aux-NAS, seed {seed}", steps)):
+    for step, batch in enumerate(progress(batches(train, steps, seed, labels), f"joined, seed {seed}", steps)):
         images, depth, classes = batch
         out = wrapper(images)
         loss = F.l1_loss(out.primary[:BATCH], depth[:BATCH]) + F.cross_entropy(out.aux, classes)
@@ -64,8 +73,7 @@ def train_aux_nas(
         gates.step()
         schedule.step()
         history.append((step / steps, wrapper.architecture()))
-    net = wrapper.eval().export_primary()
-    return net, wrapper.export_report, history
+    return history
 
 
 def batches(train: dict[str, Tensor], steps: int, seed: int, labels: int = LABELLED) -> Iterator[tuple[Tensor, ...]]:

@@ -5,24 +5,21 @@ python examples/starts.py --table          # prints the table of what is there
 """
 
 import argparse
-import json
-import math
 import time
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
 import doom
 import torch
 import torch.nn.functional as F
-from nets import SharedBackbone
+from nets import SharedBackbone, Side
 from quickstart import BATCH, LEARNING_RATE, batches, error, train_aux_nas, train_single_task
+from study import FRAMES, RESULTS, Run, frames_to_choose_by, interval, run_missing
 from torch import Tensor, nn
 
 from auxnas_layers import AuxG, AuxNAS, ClampedGate, Search
 
-FRAMES, VALIDATION_LEVELS, STEPS = 60, 10, 600
-T_975 = {4: 2.776, 9: 2.262}  # quantiles of Student's t for 5 and 10 seeds
+STEPS = 600
 
 METHODS: dict[str, Search | None] = {
     "single-task": None,
@@ -49,22 +46,13 @@ def train_shared(train: dict[str, Tensor], steps: int, seed: int) -> nn.Module:
         loss.backward()
         optimiser.step()
         schedule.step()
-    return First(net).eval()
+    return Side(net, 0).eval()
 
 
-class First(nn.Module):
-    """Only the first output of a network."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)[0]
-
-
-def run(method: str, seed: int, train: dict[str, Tensor], validation: dict[str, Tensor]) -> dict[str, Any]:
+def run(task: Run) -> Run:
     """One training run: its error on the validation levels, and the time it took."""
+    train, validation = frames_to_choose_by()
+    method, seed = task["method"], task["seed"]
     torch.manual_seed(seed)
     start = time.perf_counter()
     search = METHODS[method]
@@ -73,51 +61,37 @@ def run(method: str, seed: int, train: dict[str, Tensor], validation: dict[str, 
     else:
         net = (train_single_task if method == "single-task" else train_shared)(train, STEPS, seed)
     seconds = time.perf_counter() - start
-    return {"method": method, "seed": seed, "error": error(net, validation), "seconds": seconds}
+    return {"error": error(net, validation), "seconds": seconds}
 
 
-def print_table(results: list[dict[str, Any]]) -> None:
+def print_table(results: list[Run]) -> None:
     """Mean errors, and the mean differences to both baselines with their 95 % intervals over paired seeds."""
     errors = {(result["method"], result["seed"]): result["error"] for result in results}
     baselines = ["single-task", "shared backbone"]
     print(f"| {STEPS} steps, 100 depth labels | error | minus single-task | minus shared backbone |\n|---|---|---|---|")
     for method in METHODS:
         seeds = [seed for other, seed in errors if other == method and all((b, seed) in errors for b in baselines)]
-        if len(seeds) - 1 in T_975:
+        if len(seeds) > 1:
             gains = [[errors[method, seed] - errors[base, seed] for seed in seeds] for base in baselines]
             cells = ["" if base == method else _interval(gain) for base, gain in zip(baselines, gains)]
             print(f"| {method} | {mean(errors[method, seed] for seed in seeds):.1f} | {' | '.join(cells)} |")
 
 
 def _interval(gains: list[float]) -> str:
-    half = T_975[len(gains) - 1] * stdev(gains) / math.sqrt(len(gains))
-    won = sum(gain < 0 for gain in gains)
-    return f"{mean(gains):+.1f} +- {half:.1f}, better on {won} of {len(gains)}"
+    return f"{interval(gains)}, better on {sum(gain < 0 for gain in gains)} of {len(gains)}"
 
 
 def main() -> None:
     """Run what is missing, seed by seed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--results", type=Path, default=Path(__file__).parent.parent / "docs" / "results" / "starts.json"
-    )
+    parser.add_argument("--results", type=Path, default=RESULTS / "starts.json")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    results = json.loads(options.results.read_text()) if options.results.exists() else []
+    tasks = [{"method": method, "seed": seed} for seed in range(options.seeds) for method in METHODS]
     if not options.table:
-        torch.set_num_threads(1)
-        frames, _ = doom.load(Path("data"), FRAMES)
-        held_out = VALIDATION_LEVELS * FRAMES  # levels of the training set; the test levels stay untouched
-        train = {key: value[:-held_out] for key, value in frames.items()}
-        validation = {key: value[-held_out:] for key, value in frames.items()}
-        done = {(result["method"], result["seed"]) for result in results}
-        for method, seed in [(method, seed) for seed in range(options.seeds) for method in METHODS]:
-            if (method, seed) not in done:
-                results.append(run(method, seed, train, validation))
-                options.results.parent.mkdir(parents=True, exist_ok=True)
-                options.results.write_text(json.dumps(results, indent=1) + "\n")
-    print_table(results)
+        doom.load(Path("data"), FRAMES)
+    print_table(run_missing(options.results, [] if options.table else tasks, run, workers=1))  # one: it is timed
 
 
 if __name__ == "__main__":

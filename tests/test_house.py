@@ -25,7 +25,9 @@ ROOMS = [
     "search_space",
     "gates",
     "fusion",
+    "architecture",
     "search",
+    "listener",
     "_engine.ambient",
     "_engine.hooks",
     "_engine.checkpoint",
@@ -36,10 +38,11 @@ ROOMS = [
     "_engine.run",
     "_engine",
     "survey",
-    "architecture",
     "exchange",
+    "joint",
     "cost",
     "export",
+    "multitask",
     "plot",
     "wrapper",
     "",
@@ -177,7 +180,7 @@ class Classifier(Cnn):
         return super().forward(x).mean((2, 3))
 
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

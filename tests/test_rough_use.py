@@ -316,17 +316,21 @@ def test_names_with_to_in_them_can_be_drawn():
     assert "image_to_text" in texts and "primary" in texts
 
 
-def test_a_search_of_ones_own_needs_five_things():
+def test_a_search_of_ones_own_needs_five_methods():
     class Plain:
-        own_share, start = 1.0, "zero"
+        def choose(self, wires):
+            return [wire for wire in wires if wire.source == wire.target]
 
-        def make_gates(self, edges, *, to_primary):
-            return AuxNAS().make_gates(edges, to_primary=to_primary)
+        def make_gates(self, wires, *, to_primary):
+            return AuxNAS().make_gates(wires, to_primary=to_primary)
 
-        def ceiling(self, progress):
-            return 1.0 - progress
+        def make_fusion(self, fusion, sources, *, to_primary):
+            return fusion(None, [None] * sources)
 
-        def penalty(self, aux_to_primary, primary_to_aux, progress):
+        def advance_(self, gates, progress, *, to_primary):
+            gates.settle_(1.0 - progress if to_primary else 1.0)
+
+        def penalty(self, gates, costs, progress, *, to_primary):
             return 0.0
 
     wrapper = wrap(search=Plain())

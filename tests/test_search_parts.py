@@ -202,7 +202,7 @@ def test_only_searched_gates_have_parameters():
     assert [name for name, _ in FixedGate(2).named_parameters()] == []
     assert FixedGate(2)().requires_grad is False
     for gate in GATES:
-        assert list(gate(2).state_dict()) == ["alpha", "closed"]
+        assert list(gate(2).state_dict()) == ["alpha", "closed", "kept"]
     for gate in SEARCHED:
         assert [name for name, _ in gate(2).named_parameters()] == ["alpha"]
 
@@ -409,6 +409,12 @@ def test_gates_print_how_many_are_open(gate):
 progresses = st.floats(0, 1)
 
 
+def wires(count, inward=True):
+    """As many edges of one direction, each between taps of one level."""
+    direction = "aux_to_primary" if inward else "primary_to_aux"
+    return [Wire(direction, "aux", i, i, i) for i in range(count)]
+
+
 @given(progresses, progresses, st.floats(0, 0.49), st.floats(0.51, 1))
 def test_a_ramp_rises_from_zero_to_one_between_its_ends(p, q, start, end):
     low, high = linear_ramp(min(p, q), start, end), linear_ramp(max(p, q), start, end)
@@ -447,8 +453,8 @@ def test_the_ceiling_falls_from_one_to_exactly_zero(p, q, start, share):
         assert value == 1.0 if progress <= start else value == pytest.approx(max(0.0, (end - progress) / (end - start)))
         if progress >= end:
             assert value == 0.0
-    gates = search.make_gates(2, to_primary=True)
-    gates.settle_(search.ceiling(end))
+    gates = search.make_gates(wires(2), to_primary=True)
+    search.advance_(gates, end, to_primary=True)
     assert gates.values() == [0.0, 0.0]
 
 
@@ -456,24 +462,25 @@ def test_the_ceiling_falls_from_one_to_exactly_zero(p, q, start, share):
 def test_the_penalty_of_auxnas_is_on_gates_into_the_primary_only(progress, values, weight):
     search = AuxNAS(close=(0.2, 0.6), l1=weight)
     gates = torch.tensor(values, requires_grad=True)
-    others = torch.ones(3, requires_grad=True)
-    found = search.penalty(gates, others, progress)
+    costs = [7.0] * len(values)
+    found = search.penalty(gates, costs, progress, to_primary=True)
+    assert search.penalty(gates, costs, progress, to_primary=False) == 0
     mean = sum(values) / len(values) if values else 0.0
     assert found.shape == ()
     assert found.item() == pytest.approx(weight * min(max((progress - 0.2) / 0.4, 0.0), 1.0) * mean, rel=1e-4, abs=1e-6)
     found.backward()
-    assert others.grad is None and gates.grad is not None
+    assert gates.grad is not None
 
 
 def test_auxnas_makes_gates_of_both_directions():
     search = AuxNAS()
-    inward, outward = search.make_gates(3, to_primary=True), search.make_gates(2, to_primary=False)
+    inward, outward = search.make_gates(wires(3), to_primary=True), search.make_gates(wires(2), to_primary=False)
     assert type(inward) is ClampedGate and inward.values() == pytest.approx([0.1] * 3)
     assert type(outward) is FixedGate and outward.values() == [1.0] * 2
     search = AuxNAS(
         aux_to_primary=SigmoidGate, aux_to_primary_start=0.75, primary_to_aux=ClampedGate, primary_to_aux_start=0.5
     )
-    inward, outward = search.make_gates(3, to_primary=True), search.make_gates(2, to_primary=False)
+    inward, outward = search.make_gates(wires(3), to_primary=True), search.make_gates(wires(2), to_primary=False)
     assert type(inward) is SigmoidGate and inward.values() == pytest.approx([0.75] * 3)
     assert type(outward) is ClampedGate and outward.values() == [0.5] * 2
 
@@ -481,13 +488,13 @@ def test_auxnas_makes_gates_of_both_directions():
 @given(progresses)
 def test_auxg_searches_nothing_on_the_primarys_side(progress):
     search = AuxG(primary_to_aux=ClampedGate, primary_to_aux_start=0.25)
-    assert search.make_gates(3, to_primary=True) is None
-    gates = search.make_gates(2, to_primary=False)
+    assert search.choose(wires(3)) == [] and search.choose(wires(2, inward=False)) == wires(2, inward=False)
+    gates = search.make_gates(wires(2), to_primary=False)
+    search.advance_(gates, progress, to_primary=False)
     assert type(gates) is ClampedGate and gates.values() == [0.25, 0.25]
-    assert search.ceiling(progress) == 1.0
-    penalty = search.penalty(torch.zeros(0), gates(), progress)
+    penalty = search.penalty(gates(), [1.0, 1.0], progress, to_primary=False)
     assert penalty.shape == () and penalty.item() == 0.0 and not penalty.requires_grad
-    assert not list(AuxG().make_gates(2, to_primary=False).parameters())
+    assert not list(AuxG().make_gates(wires(2), to_primary=False).parameters())
 
 
 @pytest.mark.parametrize("close", [(0.4, 0.1), (0.5, 0.5), (-0.1, 0.5), (0.5, 1.1), (math.nan, 0.5), (0.5, math.nan)])
@@ -504,8 +511,8 @@ def test_a_negative_penalty_is_an_error(l1):
 def test_gates_that_cannot_start_so_are_an_error(start):
     message = f"a gate must start in (0, 1]; found start={start!r}"
     for search in (AuxNAS(primary_to_aux_start=start), AuxG(primary_to_aux_start=start)):
-        refuses(SearchError, message, search.make_gates, 2, to_primary=False)
-    refuses(SearchError, message, AuxNAS(aux_to_primary_start=start).make_gates, 2, to_primary=True)
+        refuses(SearchError, message, search.make_gates, wires(2), to_primary=False)
+    refuses(SearchError, message, AuxNAS(aux_to_primary_start=start).make_gates, wires(2), to_primary=True)
 
 
 @pytest.mark.parametrize("search", [AuxNAS, AuxG])

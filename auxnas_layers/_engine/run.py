@@ -38,4 +38,7 @@ def refuse_tracing() -> None:
         ExportError: If torch.jit.trace or torch.export is at work.
     """
     if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-        raise ExportError("the wrapper cannot be traced or exported; export what wrapper.export_primary() returns")
+        raise ExportError(
+            "joined networks cannot be traced or exported; export what wrapper.export_primary() returns, or record one "
+            "forward of what export_multitask() returns by torch.fx.experimental.proxy_tensor.make_fx"
+        )

@@ -10,13 +10,14 @@ from auxnas_layers._engine.branch import PRIMARY, Branch, Exchange, PrimaryVisit
 
 
 def run_sequential(primary: Branch, auxes: Mapping[str, Branch], exchange: Exchange) -> tuple[Any, dict[str, Any]]:
-    """Run the primary network plainly, listening at its taps; then each auxiliary one, fusing at its taps."""
+    """Run the primary network, listening at its taps; then each auxiliary one, fusing at its taps."""
     ambient, visits, outputs = Ambient(), PrimaryVisits(auxes), {}
 
-    def listen(name: str, feature: Tensor) -> None:
+    def listen(name: str, feature: Tensor) -> Tensor:
         visits.arrive(name)
         with ambient.fusing():
             exchange.hear(PRIMARY, name, feature)
+            return exchange.fuse(PRIMARY, name, feature)  # the same one, where its fusion has nothing to do
 
     with tapped(primary, ambient, listen):
         primary_output = primary.inputs.call(primary.net)

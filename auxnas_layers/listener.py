@@ -1,0 +1,47 @@
+"""The layer that a light auxiliary network has in place of a backbone."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Listener(nn.Module):
+    """A layer without a feature of its own: zeros, to which its tap adds what it hears.
+
+    An auxiliary network of listeners and a head has no backbone, so training it costs little more than the primary
+    alone. Only edges from the primary make sense with it: ``search=AuxG()``.
+
+    Args:
+        channels: Channels ``C`` of the feature.
+        channel_dim: Dimension of the channels: 1, or -1 for the last.
+
+    Shape:
+        - like: ``(B, ...)``; gives batch, device and, if it is floating, dtype
+        - places: sizes of the place axes; what is heard is brought to them
+        - output: ``(B, C, *places)``, or ``(B, *places, C)`` for ``channel_dim=-1``
+
+    Raises:
+        ValueError: If `channel_dim` is another.
+
+    >>> Listener(8)(torch.ones(2, 3, 60, 80), 15, 20).shape
+    torch.Size([2, 8, 15, 20])
+    """
+
+    def __init__(self, channels: int, *, channel_dim: int = 1) -> None:
+        super().__init__()
+        if channel_dim not in (1, -1):
+            raise ValueError(f"channel_dim of a Listener must be 1 or -1; found {channel_dim!r}")
+        self.channels, self.channel_dim = channels, channel_dim
+        if channel_dim == 1:
+            self.out_channels = channels  # as layers of torch tell theirs, by which a layout is inferred
+        else:
+            self.out_features = channels
+
+    def forward(self, like: Tensor, *places: int) -> Tensor:
+        """Zeros."""
+        shape = (self.channels, *places) if self.channel_dim == 1 else (*places, self.channels)
+        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        return torch.zeros(len(like), *shape, dtype=dtype, device=like.device)
+
+    def extra_repr(self) -> str:
+        """Its options."""
+        return f"{self.channels}, channel_dim={self.channel_dim}"

@@ -1,0 +1,55 @@
+"""What the studies share: runs that resume, and intervals over paired seeds."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import doom
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+FRAMES = 60  # of each level
+VALIDATION_LEVELS = 10
+T_975 = {4: 2.776, 9: 2.262}  # quantiles of Student's t for 5 and 10 seeds
+
+Run = dict[str, Any]
+
+
+def run_missing(file: Path, tasks: list[Run], run: Callable[[Run], Run], workers: int = 0) -> list[Run]:
+    """Run the tasks whose results are not in the file yet, and return all results; each run is saved as it ends.
+
+    Args:
+        file: JSON list of results: each a task with what `run` found.
+        tasks: What tells one run from another.
+        run: Runs a task in a process of its own.
+        workers: Processes; by default one for each core.
+    """
+    results = json.loads(file.read_text()) if file.exists() else []
+    missing = [task for task in tasks if not any(task.items() <= result.items() for result in results)]
+    with ProcessPoolExecutor(workers or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running = {pool.submit(run, task): task for task in missing}
+        for done in tqdm(as_completed(running), "runs", len(missing), disable=not missing):
+            results.append(running[done] | done.result())
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def interval(values: list[float], digits: int = 1) -> str:
+    """Mean and 95 % interval."""
+    half = T_975[len(values) - 1] * stdev(values) / math.sqrt(len(values))
+    return f"{mean(values):+.{digits}f} +- {half:.{digits}f}"
+
+
+def frames_to_choose_by() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Training frames without the validation levels, and the frames of these; the test levels stay untouched."""
+    frames, _ = doom.load(Path("data"), FRAMES)
+    held_out = VALIDATION_LEVELS * FRAMES
+    return {k: v[:-held_out] for k, v in frames.items()}, {k: v[-held_out:] for k, v in frames.items()}
