@@ -443,7 +443,8 @@ def project(source: Tensor, weight: Tensor, channel_dim: int = 1) -> Tensor:
     >>> project(torch.ones(2, 3, 5), torch.ones(4, 3)).shape
     torch.Size([2, 4, 5])
     """
-    if source.dtype != weight.dtype and not torch.is_autocast_enabled(source.device.type):
+    left_to_autocast = torch.is_autocast_enabled(source.device.type) and source.dtype is not torch.float64
+    if source.dtype != weight.dtype and not left_to_autocast:  # which leaves doubles alone
         source = source.to(weight.dtype)
     if channel_dim in (-1, source.dim() - 1):
         return F.linear(source, weight)

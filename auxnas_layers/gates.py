@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import RelaxedBernoulli
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
 from auxnas_layers.errors import SearchError
 
@@ -92,7 +92,7 @@ class Gate(nn.Module):
         """Lower every gate to at most `ceiling`, and record those that have reached 0 as closed."""
         # Through .data: a backward pass that is still to come may have saved alpha, and autograd would refuse it.
         highest = self.unsquash(torch.tensor(ceiling, dtype=self.alpha.dtype, device=self.alpha.device))
-        self.alpha.data.copy_(torch.minimum(self.alpha, highest))
+        self.alpha.data.copy_(torch.where(self.kept, highest, torch.minimum(self.alpha, highest)))
         self.closed.logical_or_(self.squash(self.alpha) == 0 if ceiling > 0 else torch.ones_like(self.closed))
         if ceiling < 1:
             self.kept.zero_()
@@ -238,8 +238,8 @@ class RelaxedBernoulliGate(SigmoidGate):
         """A sample in training; in eval mode what `evaluation` says."""
         if not self.training:
             return super().draw(alpha)
-        sample: Tensor = RelaxedBernoulli(self.temperature.clone(), logits=alpha, validate_args=False).rsample()
-        return sample
+        # Of the logit, since torch's RelaxedBernoulli itself refuses NaN, of which the wrapper tells more.
+        return LogitRelaxedBernoulli(self.temperature.clone(), logits=alpha, validate_args=False).rsample().sigmoid()
 
     def anneal_(self, temperature: float) -> None:
         """Draw at this temperature from now on."""

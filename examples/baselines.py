@@ -74,9 +74,10 @@ class ListeningHead(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2] // 4, images.shape[-1] // 4
+        fine = self.fine(images, height, width)
         coarse = self.up(self.coarse(images, height // 2, width // 2))
-        fine = self.fine(images, height, width) + F.interpolate(coarse, size=(height, width), mode="bilinear")
-        return F.interpolate(self.head(fine), scale_factor=2.0, mode="bilinear")
+        features = fine + F.interpolate(coarse, size=(height, width), mode="bilinear")
+        return F.interpolate(self.head(features), scale_factor=2.0, mode="bilinear")
 
 
 HEARS = [("stage2", "fine"), ("stage4", "coarse")]
