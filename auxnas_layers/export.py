@@ -24,7 +24,7 @@ class ExportReport:
     Args:
         dropped: The edges of the training graph that are gone, as they were; those towards the primary first.
         cut: The aux-to-primary edges among them that were still open, and were cut because ``allow_open=True``.
-        kept: The edges that are still there: those of `export_multitask`.
+        kept: The edges that are still there, where both networks are exported; otherwise `None`.
         max_difference: Largest absolute difference between the exported network's outputs and the wrapper's own ones
             on the example inputs in eval mode, in the outputs' unit; 0.0 means bitwise equal. `None`: not compared,
             for want of inputs or of tensors in the outputs.
@@ -35,7 +35,7 @@ class ExportReport:
 
     dropped: tuple[Edge, ...]
     cut: tuple[Edge, ...] = ()
-    kept: tuple[Edge, ...] = ()
+    kept: tuple[Edge, ...] | None = None
     max_difference: float | None = None
     training: Cost | None = None
     primary: Cost | None = None
@@ -49,7 +49,7 @@ class ExportReport:
 
     def __str__(self) -> str:
         lines = [f"dropped {len(self.dropped)} edges, {len(self.cut)} of them open and into the primary"]
-        if self.kept:
+        if self.kept is not None:
             lines = [f"kept {len(self.kept)} edges, dropped {len(self.dropped)}"]
         if self.training and self.primary and self.exported:
             costs = {"training graph": self.training, "primary": self.primary}
@@ -83,17 +83,19 @@ def check_closed(
         ExportError: If there are any edges or fusions, unless they may be cut.
     """
     open_edges = tuple(edge for edge in architecture if edge.open and edge.direction in inward)
-    if (open_edges or acting) and not allow_open:
-        raise ExportError(
-            bullets(
-                f"{len(open_edges)} edge(s) into the primary are still open, so it would not be the network that was "
-                "trained. Call wrapper.search_penalty(step / total_steps) in every step, which under AuxNAS closes "
-                "them well before the end, or wrapper.close_aux_to_primary_() and train on; allow_open=True cuts them "
-                "as they are; wrapper.export_multitask() takes both networks out with their edges:",
-                [*map(str, open_edges), *acting],
-            )
+    if not (open_edges or acting) or allow_open:
+        return open_edges
+    lines = []
+    if open_edges:
+        lines.append(
+            f"{len(open_edges)} edge(s) into the primary are still open, so it would not be the network that was "
+            "trained. Call wrapper.search_penalty(step / total_steps) in every step, which under AuxNAS closes them "
+            "well before the end, or wrapper.close_aux_to_primary_() and train on"
         )
-    return open_edges
+    if acting:
+        lines.append(f"{len(acting)} fusion(s) change the primary's features even without edges")
+    lines.append("allow_open=True cuts them as they are; wrapper.export_multitask() takes all networks out with them:")
+    raise ExportError(bullets("; ".join(lines), [*map(str, open_edges), *acting]))
 
 
 def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:

@@ -63,6 +63,11 @@ class Fusion(nn.Module):
         activation: Activation | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(norm, nn.Module) or isinstance(activation, type):
+            raise SearchError(
+                "norm makes a module from a number of channels, as norm=torch.nn.LayerNorm does; activation is a "
+                f"function or a module, as activation=torch.nn.ReLU(); found {norm!r} and {activation!r}"
+            )
         if start not in get_args(Start):
             raise SearchError(f"start must be one of {', '.join(map(repr, get_args(Start)))}; found {start!r}")
         self.own_share, self.start, self.channel_dim = own_share, start, channel_dim
@@ -150,8 +155,8 @@ class Fusion(nn.Module):
             weight.materialize(shape, device=device, dtype=dtype)
             self.start_weight_(weight, self.share(j))
         self.build(sizes[0])
-        for weight in self.weights[:1]:
-            self.to(weight)  # what was built follows, also where the dtype came by to() before the sizes
+        like = self.weights[0] if len(self.weights) else torch.empty(0, device=device, dtype=dtype)
+        self.to(like)  # what was built follows, also where the dtype came by to() before the sizes
         self._sizes = sizes
 
     def start_weight_(self, weight: Tensor, share: float) -> None:
@@ -202,8 +207,8 @@ class Fusion(nn.Module):
         saved = state_dict.get(prefix + _SIZES)
         if self._sizes is None and saved is not None and len(saved):
             if len(saved) - 1 == len(self.weights):
-                like = next(v for k, v in state_dict.items() if k.startswith(prefix) and v.is_floating_point())
-                self.materialise(int(saved[0]), [int(count) for count in saved[1:]], dtype=like.dtype)
+                dtypes = [v.dtype for k, v in state_dict.items() if k.startswith(prefix) and v.is_floating_point()]
+                self.materialise(int(saved[0]), [int(count) for count in saved[1:]], dtype=next(iter(dtypes), None))
             else:
                 there = len(self.weights)
                 args[-1].append(f"{prefix}weights: saved with {len(saved) - 1} edges, and there are {there}")

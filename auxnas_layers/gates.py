@@ -98,7 +98,7 @@ class Gate(nn.Module):
             self.kept.zero_()
 
     def anneal_(self, temperature: float) -> None:
-        """Take on a temperature, in (0, 1], if the gates are drawn at one."""
+        """Take on a temperature, above 0, if the gates are drawn at one."""
 
     @torch.no_grad()
     def discretize_(self) -> None:
@@ -108,7 +108,7 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def set_(self, values: Sequence[float]) -> None:
-        """Set the value of every gate; 0 closes it.
+        """Set the value of every gate; 0 closes it, and 1 keeps it where `alpha` alone cannot reach 1, both for good.
 
         Raises:
             SearchError: If there are not as many values as gates, or one is not in [0, 1].
@@ -118,7 +118,7 @@ class Gate(nn.Module):
         value = torch.tensor(values, dtype=self.alpha.dtype, device=self.alpha.device)
         self.alpha.copy_(self.unsquash(value))
         self.closed.copy_(value == 0)
-        self.kept.zero_()
+        self.kept.copy_((value == 1) & (self.squash(self.alpha) != 1))
 
     def extra_repr(self) -> str:
         """How many edges there are, and how many are open."""
@@ -195,7 +195,7 @@ class SigmoidGate(Gate):
 
     def unsquash(self, value: Tensor) -> Tensor:
         """Logit, finite at 0 and 1."""
-        return value.logit(eps=1e-6)
+        return value.logit(eps=max(1e-6, torch.finfo(value.dtype).eps))
 
     def draw(self, alpha: Tensor) -> Tensor:
         """The value in training; in eval mode what `evaluation` says."""
@@ -213,8 +213,9 @@ class SigmoidGate(Gate):
 class RelaxedBernoulliGate(SigmoidGate):
     """Gates drawn anew for every training forward, near 0 or 1 the colder it is (MTL-NAS, arXiv 2003.14058, Gumbel).
 
-    A gate is ``sigmoid((alpha + L) / temperature)`` with L logistic noise, and has gradients. The search lowers the
-    temperature as training goes on. At evaluation it is 1 where ``sigmoid(alpha)`` is above 1/2, otherwise 0.
+    A gate is ``sigmoid((alpha + L) / temperature)`` with L logistic noise, and has gradients. `MTLNAS` lowers the
+    temperature as training goes on; under other searches it stays 1. At evaluation a gate is 1 where ``sigmoid(alpha)``
+    is above 1/2, otherwise 0.
 
     Args:
         edges: Number of edges.
@@ -238,8 +239,10 @@ class RelaxedBernoulliGate(SigmoidGate):
         """A sample in training; in eval mode what `evaluation` says."""
         if not self.training:
             return super().draw(alpha)
-        # Of the logit, since torch's RelaxedBernoulli itself refuses NaN, of which the wrapper tells more.
-        return LogitRelaxedBernoulli(self.temperature.clone(), logits=alpha, validate_args=False).rsample().sigmoid()
+        # Of the logit, since torch's RelaxedBernoulli itself refuses NaN, of which the wrapper tells more; and above 0,
+        # since an edge that is skipped now and then would be an unused parameter on some processes and not on others.
+        logit = LogitRelaxedBernoulli(self.temperature.clone(), logits=alpha, validate_args=False).rsample()
+        return logit.sigmoid().clamp(min=torch.finfo(alpha.dtype).tiny)
 
     def anneal_(self, temperature: float) -> None:
         """Draw at this temperature from now on."""
@@ -262,3 +265,6 @@ class FixedGate(Gate):
     def unsquash(self, value: Tensor) -> Tensor:
         """The value itself."""
         return value
+
+    def discretize_(self) -> None:
+        """Nothing to decide."""

@@ -1,6 +1,5 @@
 """Networks side by side whose tapped layers hear each other: a joined forward, whoever sets the gates."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -121,9 +120,9 @@ class JoinedNets(nn.Module):
         primary_output, aux_outputs = run(primary, auxes, exchange, lockstep=exchange.primary_hears)
         return AuxNASOutput(primary_output, aux_outputs if self._named else aux_outputs["aux"])
 
-    @abstractmethod
     def _gates_now(self) -> Gates:
-        """The gates that this forward goes by."""
+        """The gates that this forward goes by; who sets them says so."""
+        raise NotImplementedError
 
     def _route(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], aux_inputs: Any) -> dict[str, Inputs]:
         """Which arguments each network gets."""

@@ -15,9 +15,10 @@ class Listener(nn.Module):
         channel_dim: Dimension of the channels: 1, or -1 for the last.
 
     Shape:
-        - like: ``(B, ...)``; gives batch, device and, if it is floating, dtype
+        - like: ``(B, ...)``; gives the batch and the device
         - places: sizes of the place axes; what is heard is brought to them
-        - output: ``(B, C, *places)``, or ``(B, *places, C)`` for ``channel_dim=-1``
+        - output: ``(B, C, *places)``, or ``(B, *places, C)`` for ``channel_dim=-1``; in the dtype that the listener was
+          brought to, as a layer with weights
 
     Raises:
         ValueError: If `channel_dim` is another.
@@ -26,11 +27,14 @@ class Listener(nn.Module):
     torch.Size([2, 8, 15, 20])
     """
 
+    zero: Tensor
+
     def __init__(self, channels: int, *, channel_dim: int = 1) -> None:
         super().__init__()
         if channel_dim not in (1, -1):
             raise ValueError(f"channel_dim of a Listener must be 1 or -1; found {channel_dim!r}")
         self.channels, self.channel_dim = channels, channel_dim
+        self.register_buffer("zero", torch.zeros(()), persistent=False)  # takes on a dtype by to()
         if channel_dim == 1:
             self.out_channels = channels  # as layers of torch tell theirs, by which a layout is inferred
         else:
@@ -39,8 +43,7 @@ class Listener(nn.Module):
     def forward(self, like: Tensor, *places: int) -> Tensor:
         """Zeros."""
         shape = (self.channels, *places) if self.channel_dim == 1 else (*places, self.channels)
-        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-        return torch.zeros(len(like), *shape, dtype=dtype, device=like.device)
+        return torch.zeros(len(like), *shape, dtype=self.zero.dtype, device=like.device)
 
     def extra_repr(self) -> str:
         """Its options."""

@@ -4,6 +4,9 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from auxnas_layers.architecture import Architecture, Edge
 from auxnas_layers.errors import ExportError, bullets
 from auxnas_layers.export import copy_out
 from auxnas_layers.gates import Gate
@@ -19,7 +22,7 @@ class MultitaskNet(JoinedNets):
 
     Args:
         joined: The networks to copy, with their fusions.
-        gates: Constant value of each gate by direction, unitless, in [0, 1]; edges under 0 are left out.
+        gates: Constant gates of each direction, ``(edges,)``, unitless, in [0, 1]; edges under 0 are left out.
 
     Shape:
         - input, output: whatever the two networks take and return
@@ -39,7 +42,7 @@ class MultitaskNet(JoinedNets):
     (True, True)
     """
 
-    def __init__(self, joined: JoinedNets, gates: Mapping[str, Sequence[float]]) -> None:
+    def __init__(self, joined: JoinedNets, gates: Mapping[str, Tensor]) -> None:
         memo: dict[int, Any] = {}
         primary_net = copy_out(joined.primary_net, memo)
         auxes = {aux: copy_out(net, memo) for aux, net in joined._aux_nets().items()}
@@ -53,13 +56,22 @@ class MultitaskNet(JoinedNets):
             heard=joined._heard,
             make_fusion=lambda place, _: fusions[place],
         )
-        self.gates = {direction: tuple(values) for direction, values in gates.items()}
+        # Tensors, which round as the wrapper's do in low precision; without dimensions, so they fit any device.
+        constants = {direction: side.detach().cpu() for direction, side in gates.items()}
+        self._constants = {d: [gate.clone() if gate > 0 else None for gate in side] for d, side in constants.items()}
         self._seen = joined._seen
         self.training, self.aux_net.training = joined.training, joined.aux_net.training
-        self._keep_(joined._taps, lambda wire: self.gates[wire.direction][wire.gate] > 0)
+        self._keep_(joined._taps, lambda wire: self._constants[wire.direction][wire.gate] is not None)
 
     def _gates_now(self) -> Gates:
-        return {direction: [value or None for value in values] for direction, values in self.gates.items()}
+        return self._constants
+
+    def architecture(self) -> Architecture:
+        """The kept edges under their constant gates, as `FixedArchitecture` takes them."""
+        wires = [wire for side in self._wires.values() for wire in side]
+        gates = [self._constants[wire.direction][wire.gate] for wire in wires]
+        pairs = ((wire, gate.item()) for wire, gate in zip(wires, gates, strict=True) if gate is not None)
+        return Architecture(tuple(Edge(wire.direction, wire.source, wire.target, value, True) for wire, value in pairs))
 
     def __repr__(self) -> str:
         nets = ", ".join(f"{aux}={type(net).__name__}" for aux, net in self._aux_nets().items())

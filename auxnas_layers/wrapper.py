@@ -10,9 +10,10 @@ from torch.nn.parameter import is_lazy
 
 from auxnas_layers._engine import PRIMARY
 from auxnas_layers.architecture import Architecture, Edge
+from auxnas_layers.arguments import read_arguments
 from auxnas_layers.cost import Cost, CostReport, count_parameters, measure
-from auxnas_layers.errors import ExportError, LayoutError, SearchError, TapError, bullets
-from auxnas_layers.exchange import Hearing, Place, hearings
+from auxnas_layers.errors import ExportError, LayoutError, SearchError, bullets
+from auxnas_layers.exchange import hearings
 from auxnas_layers.export import ExportReport, check_closed, copy_out, largest_difference
 from auxnas_layers.fusion import CrossTaskFusion, Fusion
 from auxnas_layers.gates import Gate, numbers
@@ -20,8 +21,8 @@ from auxnas_layers.inputs import Inputs, as_call, as_inputs, undisturbed
 from auxnas_layers.joint import AuxNASOutput, Gates, JoinedNets
 from auxnas_layers.multitask import MultitaskNet, check_decided
 from auxnas_layers.search import AuxNAS, Search, check_progress
-from auxnas_layers.search_space import DepthLimited, SearchSpace, Wire, as_search_space, lay_wires, to_primary
-from auxnas_layers.taps import Tap, TapLike, as_taps, check_names, is_callable
+from auxnas_layers.search_space import DepthLimited, SearchSpace, to_primary
+from auxnas_layers.taps import Point, TapLike
 
 
 class AuxNASWrapper(JoinedNets):
@@ -75,26 +76,19 @@ class AuxNASWrapper(JoinedNets):
         fusion: Callable[..., Fusion] = CrossTaskFusion,
         example_inputs: Any = None,
     ) -> None:
-        named = isinstance(aux_net, Mapping) or (isinstance(aux_net, nn.ModuleDict) and not is_callable(aux_net))
-        auxes: dict[str, Any] = dict(cast(Mapping[str, nn.Module], aux_net).items()) if named else {"aux": aux_net}
-        searches = _searches_by_name(search, auxes, named)
-        _check_kinds([primary_net, *auxes.values()], searches, fusion)
-        points = {aux: as_taps(entries) for aux, entries in _taps_by_name(taps, auxes, named).items()}
-        _check_taps(primary_net, auxes, points)
-        wires = _choose_wires(searches, as_search_space(search_space), points)
-
-        def make_fusion(place: Place, heard: Sequence[Hearing]) -> Fusion:
-            return _make_fusion(fusion, searches, place, heard)
-
-        heard = hearings(points, [wire for side in wires.values() for wire in side])
-        super().__init__(primary_net, auxes, points, named=named, wires=wires, heard=heard, make_fusion=make_fusion)
-        self.search = search
-        self.gates = nn.ModuleDict(
-            {
-                direction: searches[side[0].aux].make_gates(side, to_primary=side[0].inward)
-                for direction, side in self._wires.items()
-            }
+        given = read_arguments(primary_net, aux_net, taps, search, search_space, fusion)
+        heard = hearings(given.taps, [wire for side in given.wires.values() for wire in side])
+        super().__init__(
+            primary_net,
+            given.auxes,
+            given.taps,
+            named=given.named,
+            wires=given.wires,
+            heard=heard,
+            make_fusion=given.make_fusion,
         )
+        self.search = search
+        self.gates = nn.ModuleDict({direction: given.make_gates(direction) for direction in self._wires})
         self.export_report = None
         self._example_inputs = None if example_inputs is None else as_inputs(example_inputs).copied()
         if self._example_inputs is not None:
@@ -103,8 +97,8 @@ class AuxNASWrapper(JoinedNets):
     # The gates that a forward goes by
 
     def _gates_now(self) -> Gates:
-        if self.training:
-            for gate in self._gates().values():
+        for gate in self._gates().values():
+            if self.training and gate.searched:
                 gate.settle_()
         return self._read({direction: gate() for direction, gate in self._gates().items()})
 
@@ -172,10 +166,13 @@ class AuxNASWrapper(JoinedNets):
                     operations = fusions[place].weights[j].numel() * self._seen[place].places
                     costs[source.wire.direction][source.wire.gate] = float(operations)
         every = [cost for side in costs.values() for cost in side]
-        return {direction: [cost * len(every) / sum(every) for cost in side] for direction, side in costs.items()}
+        mean = sum(every) / len(every) if any(every) else 1.0
+        return {direction: [cost / mean for cost in side] for direction, side in costs.items()}
 
     def discretize_(self) -> None:
         """Decide for good: edges whose gate is above 1/2 are kept, under gate 1, and all others closed.
+
+        Gates that are not searched, `FixedGate`, stay as they are.
 
         Raises:
             SearchError: If a gate is NaN.
@@ -236,21 +233,25 @@ class AuxNASWrapper(JoinedNets):
 
         Args:
             aux: Name of the auxiliary.
-            allow_open: Cut its edges into the primary that are still open, which changes the primary's outputs.
+            allow_open: Cut its edges into the primary that are still open, and fusions of the primary that only it
+                heard over, which changes the primary's outputs.
 
         Returns:
             The auxiliary network.
 
         Raises:
             SearchError: If there is no auxiliary of this name, or it is the only one.
-            ExportError: If it has open edges into the primary.
+            ExportError: If it has open edges into the primary, or leaves a fusion there that acts without any.
         """
         if not self._named or list(self._taps) == [aux]:
             raise SearchError("the only auxiliary cannot be removed; wrapper.export_primary() goes on without any")
-        check_closed(self.architecture(aux), {to_primary(aux)}, [], allow_open=allow_open)
-        nets, taps = cast(nn.ModuleDict, self.aux_net), {name: side for name, side in self._taps.items() if name != aux}
-        removed = nets.pop(aux)
+        taps = {name: side for name, side in self._taps.items() if name != aux}
+        left = {tap.primary for side in taps.values() for tap in side}
+        acting = self._acting([point for point in self._points[PRIMARY] if point.name not in left])
+        check_closed(self.architecture(aux), {to_primary(aux)}, acting, allow_open=allow_open)
         self._keep_(taps, lambda wire: wire.aux != aux)
+        self.export_report = None
+        removed = cast(nn.ModuleDict, self.aux_net).pop(aux)
         for direction in [direction for direction in self.gates if direction not in self._wires]:
             del self.gates[direction]
         if isinstance(self.search, Mapping):
@@ -260,6 +261,12 @@ class AuxNASWrapper(JoinedNets):
             own = {name: given for name, given in (kwargs.pop("aux_inputs", None) or {}).items() if name != aux}
             self._example_inputs = Inputs(self._example_inputs.args, kwargs | ({"aux_inputs": own} if own else {}))
         return removed
+
+    def _acting(self, points: Sequence[Point]) -> list[str]:
+        """The fusions of these layers of the primary that act without any edge, as a message names them."""
+        fusions = self._fusions_by_place()
+        found = [(name, fusions[PRIMARY, name]) for name in (p.name for p in points) if (PRIMARY, name) in fusions]
+        return [f"{type(fusion).__name__} at {name!r}" for name, fusion in found if not fusion.residual]
 
     # Taking networks out
 
@@ -281,17 +288,13 @@ class AuxNASWrapper(JoinedNets):
             SearchError: If a gate is NaN.
         """
         architecture = self.architecture()
-        acting = [
-            f"{type(fusion).__name__} at {name!r} acts without any edge"
-            for (role, name), fusion in self._fusions_by_place().items()
-            if role == PRIMARY and not fusion.residual
-        ]
-        cut = check_closed(architecture, {to_primary(aux) for aux in self._taps}, acting, allow_open=allow_open)
+        acting, inward = self._acting(self._points[PRIMARY]), {to_primary(aux) for aux in self._taps}
+        cut = check_closed(architecture, inward, acting, allow_open=allow_open)
         exported = copy_out(self.primary_net)
         report = ExportReport(architecture.edges, cut)
         if (call := self._example(example_inputs)) is not None:
             own = self._route_example(call)[PRIMARY]
-            difference = largest_difference(exported, own, self._evaluate(call).primary)
+            difference = largest_difference(exported, own.copied(), self._evaluate(call).primary)
             if difference and not (cut or acting):
                 raise ExportError(f"the exported network differs from the wrapper's primary output by {difference:g}")
             report = replace(self._costed(report, call), max_difference=difference, exported=measure(exported, own))
@@ -319,16 +322,14 @@ class AuxNASWrapper(JoinedNets):
         architecture = self.architecture()
         check_decided(self._gates(), self._wires)
         with undisturbed(self.gates):
-            gates = {direction: numbers(gate()) for direction, gate in self._gates().items()}
+            gates = {direction: gate() for direction, gate in self._gates().items()}
         exported = MultitaskNet(self, gates)
-        is_open = [value > 0 for direction in self._wires for value in gates[direction]]
-        kept, dropped = (
-            tuple(edge for edge, open_ in zip(architecture, is_open, strict=True) if open_ == wanted)
-            for wanted in (True, False)
-        )
-        report = ExportReport(dropped, kept=kept)
+        kept = exported.architecture().edges
+        left = {(edge.direction, edge.source, edge.target) for edge in kept}
+        dropped = (edge for edge in architecture if (edge.direction, edge.source, edge.target) not in left)
+        report = ExportReport(tuple(replace(edge, gate=0.0, open=False) for edge in dropped), kept=kept)
         if (call := self._example(example_inputs)) is not None:
-            difference = largest_difference(exported, call, self._evaluate(call))
+            difference = largest_difference(exported, call.copied(), self._evaluate(call))
             if difference:
                 raise ExportError(f"the exported networks differ from the wrapper's outputs by {difference:g}")
             costed = replace(self._costed(report, call), auxiliary=self.cost(call).auxiliary)
@@ -344,7 +345,7 @@ class AuxNASWrapper(JoinedNets):
 
     def _evaluate(self, call: Inputs) -> AuxNASOutput:
         with undisturbed(self), torch.no_grad():
-            output: AuxNASOutput = call.call(self)
+            output: AuxNASOutput = call.copied().call(self)  # a network may change its inputs in place
         return output
 
     def _costed(self, report: ExportReport, call: Inputs) -> ExportReport:
@@ -422,91 +423,3 @@ class _AsTrained(nn.Module):
     def forward(self, *args: Any, aux_inputs: Any = None, **kwargs: Any) -> AuxNASOutput:
         wrapper = self.wrapper
         return wrapper._run_joined(wrapper._route(args, kwargs, aux_inputs), wrapper._soft_gates())
-
-
-def _searches_by_name(search: Any, auxes: Mapping[str, Any], named: bool) -> dict[str, Search]:
-    """The search of each auxiliary."""
-    if not isinstance(search, Mapping):
-        return dict.fromkeys(auxes, search)
-    if not named or search.keys() != auxes.keys():
-        keys = list(auxes) if named else "search=AuxNAS(), say, with one auxiliary"
-        raise SearchError(f"a mapping of searches has the names of the auxiliaries: {keys}; found {list(search)}")
-    return dict(search)
-
-
-def _check_kinds(nets: Sequence[Any], searches: Mapping[str, Any], fusion: Any) -> None:
-    """Raise what the user most likely meant where an argument is of another kind."""
-    if odd := [type(net).__name__ for net in nets if not isinstance(net, nn.Module)]:
-        raise TapError(f"networks are torch.nn.Module, several auxiliaries a mapping from names to them; found {odd}")
-    for search in searches.values():
-        if isinstance(search, type):
-            raise SearchError(f"search is an object, not its class: write search={search.__name__}()")
-    if isinstance(fusion, nn.Module):
-        kind = type(fusion).__name__
-        raise SearchError(f"fusion is a class, not an object: write fusion={kind}, or partial({kind}, ...)")
-    if taken := sorted({"own_share", "start", "channel_dim"} & set(getattr(fusion, "keywords", {}))):
-        raise SearchError(f"the wrapper sets {taken} of each fusion; write search=AuxNAS(own_share=..., start=...)")
-
-
-def _choose_wires(
-    searches: Mapping[str, Search], space: SearchSpace, taps: Mapping[str, Sequence[Tap]]
-) -> dict[str, list[Wire]]:
-    """The edges that the searches choose among those that the search space allows; those towards the primary first."""
-    allowed = [
-        wire
-        for inward in (True, False)
-        for aux, side in taps.items()
-        for wire in lay_wires(space, aux, len(side), inward=inward)
-    ]
-    chosen = {
-        wire
-        for search in {id(search): search for search in searches.values()}.values()
-        for wire in search.choose([wire for wire in allowed if searches[wire.aux] is search])
-    }
-    wires: dict[str, list[Wire]] = {}
-    for wire in allowed:
-        if wire in chosen:
-            side = wires.setdefault(wire.direction, [])
-            side.append(replace(wire, gate=len(side)))
-    return wires
-
-
-def _make_fusion(
-    fusion: Callable[..., Fusion], searches: Mapping[str, Search], place: Place, heard: Sequence[Hearing]
-) -> Fusion:
-    """The layer by which a tap hears; its channels are not known yet."""
-    role, name = place
-    auxes = list(dict.fromkeys(source.wire.aux for source in heard))
-    made = [searches[aux].make_fusion(fusion, len(heard), to_primary=role == PRIMARY) for aux in auxes]
-    if odd := [type(one).__name__ for one in made if not isinstance(one, Fusion)]:
-        raise SearchError(f"fusion makes an auxnas_layers.Fusion; found {odd[0]}")
-    if len({one.extra_repr() for one in made}) > 1:
-        ways = {aux: one.extra_repr() for aux, one in zip(auxes, made, strict=True)}
-        raise SearchError(f"{role} {name!r}: the auxiliaries' searches want its fusion to start differently: {ways}")
-    return made[0]
-
-
-def _taps_by_name(taps: Any, auxes: Mapping[str, nn.Module], named: bool) -> dict[str, Sequence[TapLike]]:
-    """The taps of each auxiliary."""
-    if not named:
-        if isinstance(taps, Mapping):
-            pairs = [(name, other) if isinstance(other, str) else name for name, other in taps.items()]
-            raise TapError(f"with one auxiliary, taps is a list, such as taps={pairs!r}; found a mapping")
-        return {"aux": taps}
-    if not isinstance(taps, Mapping) or taps.keys() != auxes.keys():
-        found = list(taps) if isinstance(taps, Mapping) else type(taps).__name__
-        raise TapError(f"with several auxiliaries, taps is a mapping with the same keys {list(auxes)}; found {found}")
-    taken = (PRIMARY, *dir(nn.ModuleDict()))
-    if wrong := [name for name in auxes if not name.isidentifier() or name in taken]:
-        raise TapError(f"names of auxiliaries are identifiers other than {PRIMARY!r} and torch's own; found {wrong}")
-    return {aux: taps[aux] for aux in auxes}
-
-
-def _check_taps(primary_net: nn.Module, auxes: Mapping[str, nn.Module], taps: Mapping[str, Sequence[Tap]]) -> None:
-    """Raise a `TapError` that lists every name in every network that cannot be tapped."""
-    problems: list[str] = []
-    for aux, side in taps.items():
-        problems += check_names(primary_net, [tap.primary for tap in side], role=PRIMARY)
-        problems += check_names(auxes[aux], [tap.aux for tap in side], role=aux)
-    if problems:
-        raise TapError(bullets(f"{len(problems)} problem(s) with the taps:", list(dict.fromkeys(problems))))

@@ -115,7 +115,9 @@ def print_table(results: list[Run]) -> None:
     print(f"| {STEPS} steps, 100 depth labels | error | minus single-task | FLOPs in training | FLOPs served |")
     print("|---|---|---|---|---|")
     for method in ("single-task", *METHODS):
-        seeds = [seed for other, seed in errors if other == method]
+        seeds = [seed for other, seed in errors if other == method and ("single-task", seed) in errors]
+        if len(seeds) < 2:
+            continue
         gains = [errors[method, seed] - errors["single-task", seed] for seed in seeds]
         cells, training = [f"{mean(errors[method, seed] for seed in seeds):.1f}", ""], 1.0
         if method in METHODS:

@@ -80,6 +80,8 @@ def print_table(results: list[Run], levels: str) -> None:
     print("|---|---|---|---|---|---|")
     for method in SEARCHES:
         runs = [result for result in results if result["method"] == method]
+        if len(runs) < 2:
+            continue
         cells = []
         for metric, digits in (("depth", 1), ("accuracy", 2)):
             soft, hard = ([found[levels][kind][metric] for found in runs] for kind in ("soft", "hard"))

@@ -192,7 +192,7 @@ def check_export_of_both(combo: Combo, wrapper: AuxNASWrapper) -> None:
     assert_same(combo.call(exported), combo.call(wrapper))
     report = wrapper.export_report
     assert report.exact and not report.cut and set(report.kept + report.dropped) == set(wrapper.architecture())
-    assert report.kept == tuple(edge for edge in wrapper.architecture() if edge.open)
+    assert report.kept == tuple(edge for edge in wrapper.architecture() if edge.open) == exported.architecture().edges
     for ours, theirs in ((exported.primary_net, wrapper.primary_net), (exported.aux_net, wrapper.aux_net)):
         assert type(ours) is type(theirs) and list(ours.state_dict()) == list(theirs.state_dict())
         assert [p.requires_grad for p in ours.parameters()] == [p.requires_grad for p in theirs.parameters()]
@@ -242,7 +242,11 @@ def test_law_4_a_primary_whose_fusion_acts_by_itself_is_not_exported_silently(co
         return
     with pytest.raises(ExportError) as error:
         wrapper.export_primary()
-    assert str(error.value).count("acts without any edge") == len(acting)
+    assert f"{len(acting)} fusion(s) change the primary's features even without edges; allow_open=True" in str(
+        error.value
+    )
+    assert "still open" not in str(error.value) and str(error.value).count("Fusion at ") == len(acting)
+    wrapper.eval().export_primary(combo.case.example(), allow_open=True)
 
 
 @every_combo

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import sys
 import threading
 from functools import partial
@@ -25,6 +26,7 @@ from auxnas_layers import (
     AuxNAS,
     AuxNASWrapper,
     ClampedGate,
+    CrossStitchFusion,
     CrossTaskFusion,
     DepthLimited,
     Edge,
@@ -133,6 +135,10 @@ def test_decided_gates_are_exactly_0_or_1_and_stay_so(gate):
     assert max(gates.values()) <= 0.5 + 1e-6
     gates.settle_(0.0)
     assert gates.values() == [0.0] * 4
+    gates.set_([0.9] * 4)
+    gates.discretize_()
+    gates.set_([0.25, 0.75, 0.5, 0.0])  # a hand may undo it
+    assert gates.values() == pytest.approx([0.25, 0.75, 0.5, 0.0])
 
 
 # Penalties
@@ -252,7 +258,7 @@ def searched(**options):
 def test_both_networks_are_exported_with_the_kept_edges_only():
     wrapper = searched()
     net = wrapper.export_multitask()
-    assert type(net) is MultitaskNet and not net.training
+    assert type(net) is MultitaskNet and not any(module.training for module in net.modules())
     assert_same(net(IMAGES), wrapper(IMAGES))
     kept = [(edge.direction, edge.source, edge.target) for edge in wrapper.export_report.kept]
     assert kept == [("aux_to_primary", 0, 0), ("aux_to_primary", 1, 1), ("primary_to_aux", 0, 1)]
@@ -310,7 +316,70 @@ def test_constant_gates_are_exported_as_they_are():
     stir_(wrapper)
     net = wrapper.eval().export_multitask()
     assert_same(net(IMAGES), wrapper(IMAGES))
-    assert net.gates == {"aux_to_primary": (0.25,), "primary_to_aux": (0.75,)}
+    assert net.architecture() == found
+
+
+@pytest.mark.parametrize("fusion", [NDDRFusion, CrossTaskFusion, CrossStitchFusion])
+def test_constant_gates_round_as_in_the_wrapper_in_low_precision(fusion):
+    found = FixedArchitecture(Architecture((Edge("primary_to_aux", 0, 0, 0.7, True),)))
+    nets = Cnn().bfloat16(), Cnn().bfloat16()
+    wrapper = AuxNASWrapper(*nets, TAPS, search=found, fusion=fusion, example_inputs=IMAGES.bfloat16())
+    stir_(wrapper)
+    wrapper.eval().export_multitask()
+    assert wrapper.export_report.exact
+
+
+def test_what_was_searched_softly_is_reported_as_it_is_exported():
+    wrapper = searched()
+    report = wrapper.export_multitask() and wrapper.export_report
+    assert {edge.gate for edge in report.kept} == {1.0} and all(edge.open for edge in report.kept)
+    assert {edge.gate for edge in report.dropped} == {0.0} and not any(edge.open for edge in report.dropped)
+    again = make(FixedArchitecture(wrapper.export_multitask().architecture()))
+    assert again.architecture().edges == report.kept
+    for gate in wrapper.gates.values():
+        gate.set_([0.4] * 3)
+    wrapper.export_multitask()
+    assert "kept 0 edges, dropped 6" in str(wrapper.export_report)
+
+
+def test_a_decided_architecture_loads_decided():
+    wrapper, other = searched(search=MTLNAS(gate=SigmoidGate)), make(MTLNAS(gate=SigmoidGate)).eval()
+    wrapper.discretize_()
+    other.load_architecture(Architecture.from_dict(json.loads(json.dumps(wrapper.architecture().to_dict()))))
+    assert other.architecture() == wrapper.architecture()
+    other.export_multitask()
+    assert other.export_report.exact
+
+
+class Restless(Cnn):
+    """Gives something else in every call, or changes its own input."""
+
+    calls = 0
+
+    def __init__(self, inputs=False):
+        super().__init__()
+        self.inputs = inputs
+
+    def forward(self, x):
+        Restless.calls += 1
+        return super().forward(x.mul_(0.5) if self.inputs else x + Restless.calls)
+
+
+def test_networks_that_give_other_outputs_in_every_call_are_not_exported():
+    wrapper = AuxNASWrapper(Cnn(), Restless(), TAPS, search=MTLNAS(), fusion=NDDRFusion, example_inputs=IMAGES).eval()
+    with pytest.raises(ExportError, match="the exported networks differ from the wrapper's outputs by"):
+        wrapper.export_multitask()
+    assert wrapper.export_report is None
+
+
+def test_networks_that_change_their_inputs_are_compared_on_the_same_ones():
+    images = IMAGES.clone()
+    wrapper = AuxNASWrapper(Restless(inputs=True), Cnn(), TAPS, search=MTLNAS(), fusion=NDDRFusion).eval()
+    wrapper(images.clone(), aux_inputs=(images,))
+    call = Inputs((images,), {"aux_inputs": (IMAGES,)})
+    wrapper.export_multitask(call)
+    wrapper.export_primary(call, allow_open=True)
+    assert wrapper.export_report.cut
 
 
 def test_edges_without_sizes_are_not_exported():
@@ -416,7 +485,10 @@ def test_each_auxiliary_has_its_own_table_and_penalty():
     "search, message",
     [
         ({"a": AuxNAS()}, "a mapping of searches has the names of the auxiliaries: ['a', 'b', 'c']; found ['a']"),
-        ({"a": AuxNAS(), "b": MTLNAS(), "c": AuxG()}, "primary 'layer2': the auxiliaries' searches want its fusion to"),
+        (
+            {"a": AuxNAS(), "b": MTLNAS(), "c": AuxG()},
+            "primary 'layer2': the auxiliaries' searches want its fusion to start differently: {'a': ",
+        ),
     ],
     ids=["names", "starts"],
 )
@@ -483,7 +555,37 @@ def test_an_auxiliary_whose_edges_are_closed_leaves_without_a_word():
     after = wrapper(IMAGES)
     assert_same(after.primary, before.primary)
     assert_same(after.aux, {name: before.aux[name] for name in ("a", "c")})
-    assert list(wrapper.search) == ["a", "c"] and "b" not in repr(wrapper)
+    assert list(wrapper.search) == ["a", "c"] and "b_to_primary" not in repr(wrapper)
+
+
+@pytest.mark.parametrize("fusion", [NDDRFusion, CrossTaskFusion])
+def test_an_auxiliary_does_not_silently_take_a_fusion_of_the_primary_with_it(fusion):
+    """Only it taps layer1; the fusion there acts without edges, too."""
+    auxes, taps = {"a": Three(), "b": Three()}, {"a": [("layer2", "2")], "b": [("layer1", "0"), ("layer2", "2")]}
+    wrapper = AuxNASWrapper(Cnn(), auxes, taps, search=MTLNAS(), fusion=fusion, example_inputs=IMAGES).eval()
+    stir_(wrapper)
+    wrapper.close_aux_to_primary_()
+    before = wrapper(IMAGES).primary
+    with pytest.raises(ExportError, match=rf"1 fusion\(s\) change the primary's .*\n  - {fusion.__name__} at 'layer1'"):
+        wrapper.remove_aux_("b")
+    assert_same(wrapper(IMAGES).primary, before)
+    wrapper.remove_aux_("b", allow_open=True)
+    assert not torch.equal(wrapper(IMAGES).primary, before)
+
+
+def test_sizing_and_loading_after_one_has_left_follow_the_networks():
+    def pair():
+        auxes, taps = {"a": Three().double(), "b": Three().double()}, dict.fromkeys("ab", (("layer1", "0"),))
+        search = {"a": MTLNAS(), "b": AuxG()}
+        wrapper = AuxNASWrapper(Cnn().double(), auxes, taps, search=search, fusion=NDDRFusion)
+        wrapper.remove_aux_("a", allow_open=True)
+        return wrapper
+
+    wrapper, other = pair(), pair()
+    wrapper(IMAGES.double())
+    assert {p.dtype for p in wrapper.fusion_parameters()} == {torch.float64}
+    other.load_state_dict(wrapper.state_dict())
+    assert_same(other.eval()(IMAGES.double()).aux, wrapper.eval()(IMAGES.double()).aux)
 
 
 def test_the_inputs_of_an_auxiliary_leave_with_it():
@@ -513,6 +615,47 @@ def test_several_are_searched_and_exported_by_mtl_nas_also_after_one_has_left():
         gate.set_([0.9] * len(gate.closed))
     net = wrapper.eval().export_multitask(IMAGES)
     assert wrapper.export_report.exact and list(net(IMAGES).aux) == ["a", "b"]
+    assert not any(module.training for module in net.modules())
+
+
+@pytest.mark.parametrize("search", [AuxG(), FixedArchitecture()], ids=["aux-g", "fixed"])
+def test_transforms_of_torch_go_through_a_wrapper_in_training_whose_gates_are_fixed(search):
+    wrapper = AuxNASWrapper(Vit(), Vit(), ["blocks.0"], search=search, example_inputs=IMAGES)
+    found = torch.func.grad(lambda x: wrapper(x).aux.sum())(IMAGES)
+    x = IMAGES.clone().requires_grad_()
+    wrapper(x).aux.sum().backward()
+    torch.testing.assert_close(found, x.grad)
+
+
+@pytest.mark.parametrize(
+    "search, message",
+    [
+        ("aux", "search is a search, such as AuxNAS(), AuxG() or MTLNAS(); found 'aux'"),
+        (AuxNAS, "search is an object, not its class: write search=AuxNAS()"),
+    ],
+    ids=["text", "class"],
+)
+def test_something_else_for_a_search_is_an_error(search, message):
+    with pytest.raises(SearchError, match=f"^{re.escape(message)}$"):
+        make(search)
+
+
+def test_a_search_of_ones_own_that_makes_too_few_gates_is_an_error():
+    class Short(type(MTLNAS())):
+        def make_gates(self, wires, *, to_primary):
+            return SigmoidGate(1, 0.5)
+
+    with pytest.raises(SearchError, match="the search made 1 gates for 3 edges of aux_to_primary"):
+        make(Short())
+
+
+@pytest.mark.parametrize("options", [{"norm": nn.LayerNorm(6)}, {"activation": nn.ReLU}], ids=["norm", "activation"])
+@pytest.mark.parametrize("fusion", [NDDRFusion, CrossTaskFusion])
+def test_norms_and_activations_of_another_kind_are_an_error(fusion, options):
+    with pytest.raises(SearchError, match=r"norm makes a module .* as norm=torch.nn.LayerNorm does; activation is a"):
+        make(AuxG(), fusion=partial(fusion, **options))
+    with pytest.raises(SearchError, match="fusion makes an auxnas_layers.Fusion; found Identity"):
+        make(AuxNAS(), fusion=nn.Identity)
 
 
 def test_architectures_move_between_wrappers_that_have_as_many_taps():
@@ -555,8 +698,11 @@ def test_a_head_that_listens_goes_the_whole_way(channel_dim):
 
 
 def test_a_listener_has_zeros_of_its_own():
-    for like, dtype in ((IMAGES.double(), torch.float64), (torch.ones(4, 3, dtype=torch.long), torch.float32)):
-        assert torch.equal(Listener(5)(like, 2, 3), torch.zeros(4, 5, 2, 3, dtype=dtype))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        listener = Listener(5).to(dtype)
+        assert not listener.state_dict()
+        for like in (IMAGES, torch.ones(4, 3, dtype=torch.long)):
+            assert torch.equal(listener(like, 2, 3), torch.zeros(4, 5, 2, 3, dtype=dtype))
     assert Listener(5, channel_dim=-1)(IMAGES, 7).shape == (4, 7, 5)
     assert repr(Listener(5)) == "Listener(5, channel_dim=1)"
     with pytest.raises(ValueError, match="channel_dim of a Listener must be 1 or -1; found 2"):
