@@ -4,7 +4,6 @@ python examples/baselines.py                  # runs what docs/results/baselines
 python examples/baselines.py --table          # prints the table of what is there
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from nets import Net, Side, conv
 from quickstart import error, fit, train_single_task
-from study import FRAMES, RESULTS, Run, frames_to_choose_by, interval, run_missing
+from study import FRAMES, Run, frames_to_choose_by, interval, read_options, run_missing
 from torch import Tensor, nn
 
 from auxnas_layers import (
@@ -129,11 +128,7 @@ def print_table(results: list[Run]) -> None:
 
 def main() -> None:
     """Run what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS / "baselines.json")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
+    options = read_options(__doc__, "baselines.json")
     tasks = [{"method": method, "seed": seed} for seed in range(options.seeds) for method in ("single-task", *METHODS)]
     if not options.table:
         doom.load(Path("data"), FRAMES)

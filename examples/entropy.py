@@ -4,7 +4,6 @@ python examples/entropy.py                 # runs what docs/results/entropy.json
 python examples/entropy.py --table         # prints the table of what is there
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from nets import Net, Side
 from quickstart import BATCH, LEARNING_RATE, batches, error
-from study import FRAMES, RESULTS, Run, frames_to_choose_by, interval, run_missing
+from study import FRAMES, Run, frames_to_choose_by, interval, read_options, run_missing
 from torch import Tensor, nn
 
 from auxnas_layers import MTLNAS, AuxNASWrapper, NDDRFusion, SigmoidGate
@@ -94,11 +93,7 @@ def print_table(results: list[Run], levels: str) -> None:
 
 def main() -> None:
     """Run what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS / "entropy.json")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
+    options = read_options(__doc__, "entropy.json")
     doom.load(Path("data"), FRAMES)
     tasks = [{"method": method, "seed": seed} for seed in range(options.seeds) for method in SEARCHES]
     results = run_missing(options.results, [] if options.table else tasks, run)

@@ -4,7 +4,6 @@ python examples/starts.py                  # runs what docs/results/starts.json 
 python examples/starts.py --table          # prints the table of what is there
 """
 
-import argparse
 import time
 from pathlib import Path
 from statistics import mean
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from nets import SharedBackbone, Side
 from quickstart import BATCH, LEARNING_RATE, batches, error, train_aux_nas, train_single_task
-from study import FRAMES, RESULTS, Run, frames_to_choose_by, interval, run_missing
+from study import FRAMES, Run, frames_to_choose_by, interval, read_options, run_missing
 from torch import Tensor, nn
 
 from auxnas_layers import AuxG, AuxNAS, ClampedGate, Search
@@ -83,11 +82,7 @@ def _interval(gains: list[float]) -> str:
 
 def main() -> None:
     """Run what is missing, seed by seed, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS / "starts.json")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
+    options = read_options(__doc__, "starts.json")
     tasks = [{"method": method, "seed": seed} for seed in range(options.seeds) for method in METHODS]
     if not options.table:
         doom.load(Path("data"), FRAMES)

@@ -1,5 +1,6 @@
 """What the studies share: runs that resume, and intervals over paired seeds."""
 
+import argparse
 import json
 import math
 import os
@@ -40,6 +41,15 @@ def run_missing(file: Path, tasks: list[Run], run: Callable[[Run], Run], workers
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(results, indent=1) + "\n")
     return results
+
+
+def read_options(description: str | None, file: str) -> argparse.Namespace:
+    """What the user typed: where the results are, how many seeds to run, or only to print the table."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS / file)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--table", action="store_true")
+    return parser.parse_args()
 
 
 def interval(values: list[float], digits: int = 1) -> str:
