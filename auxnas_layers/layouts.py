@@ -149,8 +149,9 @@ def _output_channels(leaf: nn.Module) -> tuple[int | None, bool]:
             return count, False
     if isinstance(leaf, nn.RNNBase):
         return (leaf.proj_size or leaf.hidden_size) * (2 if leaf.bidirectional else 1), False
-    normalized: tuple[int, ...] = tuple(getattr(leaf, "normalized_shape", ()))
-    return (normalized[0] if len(normalized) == 1 else None), False
+    normalized = getattr(leaf, "normalized_shape", ())
+    sizes: tuple[int, ...] = (normalized,) if isinstance(normalized, int) else tuple(normalized)
+    return (sizes[0] if len(sizes) == 1 else None), False
 
 
 def align(source: Tensor, source_layout: Layout, target_shape: Sequence[int], target_layout: Layout) -> Tensor:

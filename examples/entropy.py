@@ -94,7 +94,8 @@ def print_table(results: list[Run], levels: str) -> None:
 def main() -> None:
     """Run what is missing, and print the table."""
     options = read_options(__doc__, "entropy.json")
-    doom.load(Path("data"), FRAMES)
+    if not options.table:
+        doom.load(Path("data"), FRAMES)
     tasks = [{"method": method, "seed": seed} for seed in range(options.seeds) for method in SEARCHES]
     results = run_missing(options.results, [] if options.table else tasks, run)
     for levels in ("test", "validation"):
