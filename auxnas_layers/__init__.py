@@ -34,6 +34,7 @@ from auxnas_layers.search import (
     linear_ramp,
 )
 from auxnas_layers.search_space import DepthLimited, EdgeMatrix, SearchSpace
+from auxnas_layers.suggest import TapList, suggest_taps
 from auxnas_layers.survey import Seen, TapTable, list_taps
 from auxnas_layers.taps import Tap
 from auxnas_layers.wrapper import AuxNASWrapper
@@ -76,6 +77,7 @@ __all__ = [
     "SigmoidGate",
     "Tap",
     "TapError",
+    "TapList",
     "TapTable",
     "align",
     "entropy_penalty",
@@ -83,4 +85,5 @@ __all__ = [
     "linear_ramp",
     "list_taps",
     "project",
+    "suggest_taps",
 ]

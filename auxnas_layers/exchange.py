@@ -130,7 +130,10 @@ class FeatureExchange:
         if place not in self.open:
             return feature
         edges = {j: (self._bring(source, place, feature), gate) for j, (source, gate) in self.open[place].items()}
-        return self.fusions[place].fuse(feature, edges)
+        fused = self.fusions[place].fuse(feature, edges)
+        # The next layer overwrites it; what stands last in such a fusion may need it for its gradient, as a ReLU does.
+        needed = self.seen[place].overwritten and not self.fusions[place].residual
+        return fused.clone() if needed else fused
 
     def _bring(self, source: Place, target: Place, feature: Tensor) -> Tensor:
         layouts = self.seen[source].layout, self.seen[target].layout

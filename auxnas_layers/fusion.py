@@ -151,12 +151,16 @@ class Fusion(nn.Module):
     @torch.no_grad()
     def _start_(self, sizes: tuple[int, ...], device: torch.device | None, dtype: torch.dtype | None) -> None:
         shapes = [self.weight_shape(sizes[0], count) for count in sizes[1:]]  # may refuse
-        for j, (weight, shape) in enumerate(zip(self.weights, shapes, strict=True)):
-            weight.materialize(shape, device=device, dtype=dtype)
-            self.start_weight_(weight, self.share(j))
+        for j, shape in enumerate(shapes):
+            if device and self.weights[j].is_meta != (device.type == "meta"):  # torch cannot size it in place
+                self.weights[j] = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            else:
+                self.weights[j].materialize(shape, device=device, dtype=dtype)
+            self.start_weight_(self.weights[j], self.share(j))
         self.build(sizes[0])
         like = self.weights[0] if len(self.weights) else torch.empty(0, device=device, dtype=dtype)
         self.to(like)  # what was built follows, also where the dtype came by to() before the sizes
+        self.train(self.training)
         self._sizes = sizes
 
     def start_weight_(self, weight: Tensor, share: float) -> None:
@@ -448,7 +452,9 @@ def project(source: Tensor, weight: Tensor, channel_dim: int = 1) -> Tensor:
     >>> project(torch.ones(2, 3, 5), torch.ones(4, 3)).shape
     torch.Size([2, 4, 5])
     """
-    left_to_autocast = torch.is_autocast_enabled(source.device.type) and source.dtype is not torch.float64
+    device = source.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    left_to_autocast = autocast and source.dtype is not torch.float64
     if source.dtype != weight.dtype and not left_to_autocast:  # which leaves doubles alone
         source = source.to(weight.dtype)
     if channel_dim in (-1, source.dim() - 1):

@@ -122,6 +122,8 @@ class Gate(nn.Module):
 
     def extra_repr(self) -> str:
         """How many edges there are, and how many are open."""
+        if self.alpha.is_meta:
+            return f"{len(self.alpha)} edges"
         values = self.values()
         return f"{len(values)} edges, {sum(value > 0 for value in values)} open"
 

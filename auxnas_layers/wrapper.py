@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -152,7 +153,12 @@ class AuxNASWrapper(JoinedNets):
         for direction, gate in gates.items():
             search, inward = self._search_of(direction), self._wires[direction][0].inward
             search.advance_(gate, progress, to_primary=inward)
-            term = search.penalty(gate.soft(), costs[direction], progress, to_primary=inward)
+            soft = gate.soft()
+            if dist.is_available() and dist.is_initialized() and not any(numbers(soft)):
+                # No forward uses gates that are all closed: DistributedDataParallel has them ready already, as unused,
+                # and refuses a second gradient. Elsewhere they get zeros, which gradient scalers ask for.
+                soft = soft.detach().requires_grad_(soft.requires_grad)
+            term = search.penalty(soft, costs[direction], progress, to_primary=inward)
             penalty = penalty + torch.as_tensor(term).to(penalty.device)
         return penalty
 

@@ -38,6 +38,7 @@ ROOMS = [
     "_engine.run",
     "_engine",
     "survey",
+    "suggest",
     "exchange",
     "arguments",
     "joint",

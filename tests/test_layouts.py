@@ -726,3 +726,9 @@ def test_four_places_at_once_are_an_error():
 def test_a_row_that_is_shorter_than_its_extra_tokens_is_an_error(length):
     with pytest.raises(LayoutError):
         aligned(torch.zeros(2, length, 3), "b 3+(t) c", (2, 3, 4), "b c t")
+
+
+def test_a_norm_whose_shape_is_a_number_tells_its_channels():
+    norm = nn.LayerNorm(8)
+    norm.normalized_shape = 8  # as norms of quantised models have it
+    assert infer_layout((2, 5, 8), [norm]).text == "b n c"
