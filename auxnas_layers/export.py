@@ -109,8 +109,8 @@ def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:
         ExportError: If the copy is not the same network.
     """
     memo = {} if memo is None else memo
-    kept = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    # A network may keep what it computed; deepcopy refuses tensors that belong to a graph.
+    kept = [value for module in net.modules() for _, value in features(vars(module))]
+    # A network may keep what it computed, also in a dict; deepcopy refuses tensors that belong to a graph.
     memo |= {id(value): value.detach().clone() for value in kept if not value.is_leaf}
     try:
         exported = copy.deepcopy(net, memo)

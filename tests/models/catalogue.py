@@ -335,7 +335,8 @@ def _configure(kind: str) -> nn.Module:
     library = importlib.import_module("transformers")
     config = library.CONFIG_MAPPING[kind]
     default = config()
-    options: dict[str, Any] = {"layerdrop": 0.0} if hasattr(default, "layerdrop") else {}  # it would leave out taps
+    drops = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # in training they would leave out taps
+    options: dict[str, Any] = {name: 0.0 for name in drops if hasattr(default, name)}
     for name, value in _SMALL.items():
         old = getattr(default, name, True)
         numbers = isinstance(old, int | None) and isinstance(value, int)
@@ -350,6 +351,8 @@ def _keywords(kind: str, given: Callable[[], dict[str, torch.Tensor]]) -> Callab
         library = importlib.import_module("transformers")
         forward = library.MODEL_MAPPING[library.CONFIG_MAPPING[kind]].forward
         kwargs = given()
+        if kind == "vit_mae":  # it would mask other patches in each call
+            kwargs["noise"] = torch.rand(2, 16)
         if "decoder_input_ids" in inspect.signature(forward).parameters:
             kwargs["decoder_input_ids"] = torch.randint(3, 90, (2, 12))
         return Inputs(kwargs=kwargs)
@@ -412,4 +415,67 @@ MODELS = [
     *(transformers(kind, pixels(size)) for size, kinds in _VISION.items() for kind in kinds),
     *(transformers(kind, spectra if kind == "whisper" else waves) for kind in _AUDIO),
     *(smp(name) for name in _SMP),
+]
+
+BY_NAME = {repr(model): model for model in MODELS}
+
+
+class BiLstm(nn.Module):
+    """Tokens through two bidirectional LSTMs, as many sequence models are still built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(99, 32), nn.Linear(32, 5)
+        self.lstm1 = nn.LSTM(32, 16, batch_first=True, bidirectional=True)
+        self.lstm2 = nn.LSTM(32, 16, batch_first=True, bidirectional=True)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm2(self.lstm1(self.embed(input_ids))[0])[0])
+
+
+def convolutions_1d() -> nn.Module:
+    """A small network for time series."""
+    widths = [(3, 16), (16, 32), (32, 32)]
+    layers = [[nn.Conv1d(i, o, 5, 2, 2), nn.BatchNorm1d(o), nn.ReLU()] for i, o in widths]
+    return nn.Sequential(*(layer for block in layers for layer in block), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+
+
+def mlp() -> nn.Module:
+    """Flattened images through three layers."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 64 * 64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5)
+    )
+
+
+OWN = {
+    "bilstm": Model("own", "bilstm", BiLstm, lambda: Inputs(kwargs=text())),
+    "conv1d": Model("own", "conv1d", convolutions_1d, lambda: Inputs((torch.randn(2, 3, 64),))),
+    "mlp": Model("own", "mlp", mlp, images(64)),
+}
+_PAIRS = """
+    torchvision:resnet18 timm:test_vit
+    torchvision:vit_b_32 torchvision:resnet18
+    torchvision:convnext_tiny torchvision:swin_t
+    torchvision:swin_t torchvision:convnext_tiny
+    timm:mobilenetv3_small_050 timm:deit_tiny_patch16_224
+    timm:test_vit timm:test_mambaout
+    segmentation_models_pytorch:Unet segmentation_models_pytorch:Segformer
+    segmentation_models_pytorch:Segformer torchvision:resnet18
+    segmentation_models_pytorch:FPN segmentation_models_pytorch:DPT
+    transformers:bert own:bilstm
+    own:bilstm transformers:roberta
+    transformers:gpt2 transformers:bert
+    transformers:t5 transformers:llama
+    transformers:wav2vec2 own:conv1d
+    own:conv1d transformers:bert
+    own:mlp torchvision:resnet18
+    torchvision:resnet18 own:mlp
+    transformers:vit torchvision:densenet121
+    transformers:segformer timm:regnetx_002
+    torchvision:r3d_18 torchvision:resnet18
+    transformers:clip_vision_model transformers:bert
+"""
+MIXED = [
+    tuple(BY_NAME.get(name) or OWN[name.removeprefix("own:")] for name in line.split())
+    for line in _PAIRS.strip().splitlines()
 ]

@@ -1,30 +1,72 @@
 """What the library promises of any two networks, for networks that nobody here wrote."""
 
+import gc
+import json
+import os
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
-from catalogue import MODELS, Model
+from catalogue import MIXED, MODELS, Model
 from torch import nn
 
-from auxnas_layers import AuxNAS, AuxNASWrapper, Inputs
-from auxnas_layers.suggest import suggest_taps
+from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper, Inputs, suggest_taps
 from auxnas_layers.taps import features
 
 PLAIN = AuxNAS(own_share=1.0, start="zero")
+RESULTS = Path(os.environ.get("MODEL_RESULTS", "model-results.jsonl"))
+
+
+@pytest.fixture(autouse=True)
+def calm():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries about themselves
+        yield
+    gc.collect()
 
 
 @pytest.mark.parametrize("model", MODELS, ids=repr)
 def test_a_pair_of_one_family_keeps_every_promise(model: Model):
-    check(model.make, model.make, model.inputs(), None)
+    note(model.library, f"{model!r}", check(model, model))
 
 
-def check(make_primary, make_aux, inputs: Inputs, aux_inputs: Inputs | None) -> None:
-    primary, aux = awake(make_primary()), awake(make_aux())
-    own = inputs if aux_inputs is None else aux_inputs
-    call = inputs if aux_inputs is None else Inputs(inputs.args, {**inputs.kwargs, "aux_inputs": aux_inputs})
-    taps = suggest_taps(primary, aux, inputs, aux_inputs=aux_inputs)
+@pytest.mark.parametrize("pair", MIXED, ids=lambda pair: f"{pair[0]!r}-x-{pair[1]!r}")
+def test_a_mixed_pair_keeps_every_promise(pair):
+    note("mixed pairs", f"{pair[0]!r} x {pair[1]!r}", check(*pair))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_an_exported_network_goes_through_torch_export_where_the_plain_one_does(model: Model):
+    primary, inputs = model.make().eval(), model.inputs()
+    try:
+        torch.export.export(primary, inputs.args, dict(inputs.kwargs), strict=False)
+    except Exception as error:
+        return note("torch.export refuses the plain network", f"{model!r}: {type(error).__name__}", 0)
+    wrapper = AuxNASWrapper(primary, model.make(), suggest_taps(primary, primary, inputs), search=AuxG())
+    inputs.call(wrapper.eval())
+    net = wrapper.export_primary()
+    program = torch.export.export(net, inputs.args, dict(inputs.kwargs), strict=False)
+    with torch.no_grad():
+        found, wanted = values(program.module()(*inputs.args, **inputs.kwargs)), values(inputs.call(net))
+    for path, tensor in wanted.items():
+        torch.testing.assert_close(found[path], tensor, rtol=1e-3, atol=1e-3, equal_nan=True)
+    note("torch.export", f"{model!r}", 0)
+
+
+def check(primary_model: Model, aux_model: Model) -> int:
+    """Suggested taps, law 1, a training step, closing, exact export; returns the number of taps."""
+    primary, aux = awake(primary_model.make()), awake(aux_model.make())
+    inputs, own = primary_model.inputs(), aux_model.inputs()
+    if primary_model is aux_model:
+        own, call = inputs, inputs
+    else:
+        call = Inputs(inputs.args, {**inputs.kwargs, "aux_inputs": own})
+    taps = suggest_taps(primary, aux, inputs, aux_inputs=own)
     keys = list(primary.state_dict())
-    wrapper = AuxNASWrapper(primary, aux, taps, search=PLAIN, example_inputs=call)
-    wrapper.eval()
+    wrapper = AuxNASWrapper(primary, aux, taps, search=PLAIN, example_inputs=call).eval()
     with torch.no_grad():
         expected = values(inputs.call(primary)), values(own.call(aux))
         output = call.call(wrapper)
@@ -32,12 +74,13 @@ def check(make_primary, make_aux, inputs: Inputs, aux_inputs: Inputs | None) -> 
     for found, wanted in zip((values(output.primary), values(output.aux)), expected, strict=True):
         assert found.keys() == wanted.keys()
         for path, tensor in found.items():
-            assert torch.equal(tensor, wanted[path]) or torch.equal(tensor.isnan(), wanted[path].isnan()), path
+            torch.testing.assert_close(tensor, wanted[path], rtol=0, atol=0, equal_nan=True)
     train_once(wrapper, call)
     wrapper.close_aux_to_primary_()
     net = wrapper.eval().export_primary(call)
     assert wrapper.export_report.exact and wrapper.export_report.exported == wrapper.export_report.primary
     assert type(net) is type(primary) and list(net.state_dict()) == keys
+    return len(taps)
 
 
 def awake(net: nn.Module) -> nn.Module:
@@ -68,3 +111,9 @@ def train_once(wrapper: AuxNASWrapper, call: Inputs) -> None:
             if parameter.grad is not None:
                 parameter -= 1e-4 * parameter.grad.nan_to_num()
     wrapper.zero_grad()
+
+
+def note(library: str, name: str, taps: int) -> None:
+    """One line of the table of docs/supported.md."""
+    with RESULTS.open("a") as file:
+        file.write(json.dumps({"library": library, "name": name, "taps": taps}) + "\n")
