@@ -190,7 +190,7 @@ def test_code_in_documents_runs(path, tmp_path, monkeypatch):
     """All blocks of one document, in order, in one namespace that has the names a user would have."""
     monkeypatch.chdir(tmp_path)
     found = blocks(path)
-    assert found or path.name in ("limits.md", "results.md"), "no code blocks"
+    assert found or path.name in ("limits.md", "results.md", "supported.md", "performance.md"), "no code blocks"
     images = torch.randn(4, 3, 8, 8)
     loader = [(images, torch.randint(2, (4,)), torch.randn(4, 2, 4, 4))] * 8
     names = {
@@ -214,7 +214,7 @@ def test_documents_name_only_files_and_targets_that_exist():
         text = path.read_text()
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
-        for target in re.findall(r"(?m)(?:^|`)make (\w+)", text):
+        for target in re.findall(r"(?m)(?:^|`)make ([\w-]+)", text):
             assert f"\n{target}:" in makefile, f"{path.name}: make {target}"
 
 
@@ -226,6 +226,16 @@ def test_a_published_table_is_what_its_command_prints(study, tmp_path):
     results = (ROOT / "docs" / "results.md").read_text()
     blocks = done.stdout.strip().split("\n\n")
     assert all(block in results for block in blocks) and done.stdout.count("\n") >= 8
+
+
+@pytest.mark.parametrize(
+    "script, document", [("tests/models/table.py", "supported.md"), ("benchmarks/bench.py", "performance.md")]
+)
+def test_a_published_table_is_what_its_script_prints(script, document, tmp_path):
+    options = ["--table"] if "bench" in script else []
+    done = subprocess.run([sys.executable, str(ROOT / script), *options], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip().splitlines()) > 5 and done.stdout.strip() in (ROOT / "docs" / document).read_text()
 
 
 @pytest.mark.parametrize("data", ["rooms"])
