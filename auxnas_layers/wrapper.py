@@ -303,7 +303,9 @@ class AuxNASWrapper(JoinedNets):
             difference = largest_difference(exported, own.copied(), self._evaluate(call).primary)
             if difference and not (cut or acting):
                 raise ExportError(f"the exported network differs from the wrapper's primary output by {difference:g}")
-            report = replace(self._costed(report, call), max_difference=difference, exported=measure(exported, own))
+            cost = self.cost(call)
+            report = replace(report, training=cost.training, primary=cost.primary)
+            report = replace(report, max_difference=difference, exported=measure(exported, own))
         self.export_report = report
         return exported
 
@@ -338,8 +340,9 @@ class AuxNASWrapper(JoinedNets):
             difference = largest_difference(exported, call.copied(), self._evaluate(call))
             if difference:
                 raise ExportError(f"the exported networks differ from the wrapper's outputs by {difference:g}")
-            costed = replace(self._costed(report, call), auxiliary=self.cost(call).auxiliary)
-            report = replace(costed, max_difference=difference, exported=measure(exported, call))
+            cost = self.cost(call)
+            report = replace(report, training=cost.training, primary=cost.primary, auxiliary=cost.auxiliary)
+            report = replace(report, max_difference=difference, exported=measure(exported, call))
         self.export_report = report
         return exported
 
@@ -353,10 +356,6 @@ class AuxNASWrapper(JoinedNets):
         with undisturbed(self), torch.no_grad():
             output: AuxNASOutput = call.copied().call(self)  # a network may change its inputs in place
         return output
-
-    def _costed(self, report: ExportReport, call: Inputs) -> ExportReport:
-        cost = self.cost(call)
-        return replace(report, training=cost.training, primary=cost.primary)
 
     def cost(self, *example_inputs: Any) -> CostReport:
         """Parameters and FLOPs of the primary, the auxiliaries, and the wrapper with its open edges; one forward each.
