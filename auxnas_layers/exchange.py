@@ -98,10 +98,10 @@ class FeatureExchange:
         heard: Mapping[Place, Sequence[Hearing]],
         seen: Mapping[Place, Seen],
         fusions: Mapping[Place, Fusion],
-        gates: Mapping[str, Sequence[Tensor | float | None]],
+        gates: Mapping[str, Sequence[Tensor | None]],
     ) -> None:
         self.seen, self.fusions = seen, fusions
-        self.open: dict[Place, dict[int, tuple[Place, Tensor | float]]] = {
+        self.open: dict[Place, dict[int, tuple[Place, Tensor]]] = {
             target: {
                 j: (hearing.source, gate)
                 for j, hearing in enumerate(sources)

@@ -121,7 +121,7 @@ def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:
     if list(before) != list(after):
         problems.append("the state_dict keys differ")
     problems += [f"{key!r} differs" for key in before if key in after and not same(before[key], after[key])]
-    flags = [[(p.requires_grad, name) for name, p in net.named_parameters()] for net in (net, exported)]
+    flags = [[(p.requires_grad, name) for name, p in one.named_parameters()] for one in (net, exported)]
     if flags[0] != flags[1] or [m.training for m in net.modules()] != [m.training for m in exported.modules()]:
         problems.append("requires_grad or training flags differ")
     if problems:

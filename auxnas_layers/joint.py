@@ -15,7 +15,7 @@ from auxnas_layers.search_space import Wire
 from auxnas_layers.survey import Seen
 from auxnas_layers.taps import Tap, aux_points, primary_points
 
-Gates = Mapping[str, Sequence[Tensor | float | None]]
+Gates = Mapping[str, Sequence[Tensor | None]]
 """The gates of one forward by direction, `None` where an edge is closed."""
 
 
@@ -202,10 +202,16 @@ class JoinedNets(nn.Module):
         ]
         return [(place, number) for place, number in places if place in self._heard]
 
-    def _repr_lines(self) -> list[str]:
-        return [
-            f"  {role} {name!r}: {fusion.extra_repr()}," for (role, name), fusion in self._fusions_by_place().items()
-        ]
+    def _facts(self) -> list[str]:
+        """What a subclass prints of itself beside its networks and fusions."""
+        return []
+
+    def __repr__(self) -> str:
+        nets = ", ".join(f"{aux}={type(net).__name__}" for aux, net in self._aux_nets().items())
+        fusions = self._fusions_by_place().items()
+        facts = [*self._facts(), *(f"{role} {name!r}: {fusion.extra_repr()}" for (role, name), fusion in fusions)]
+        first = f"{type(self).__name__}(primary={type(self.primary_net).__name__}, {nets},"
+        return "\n".join([first, *(f"  {fact}," for fact in facts), ")"])
 
 
 def _dtype(net: nn.Module, name: str) -> torch.dtype | None:

@@ -73,11 +73,8 @@ class MultitaskNet(JoinedNets):
         pairs = ((wire, gate.item()) for wire, gate in zip(wires, gates, strict=True) if gate is not None)
         return Architecture(tuple(Edge(wire.direction, wire.source, wire.target, value, True) for wire, value in pairs))
 
-    def __repr__(self) -> str:
-        nets = ", ".join(f"{aux}={type(net).__name__}" for aux, net in self._aux_nets().items())
-        lines = [f"MultitaskNet(primary={type(self.primary_net).__name__}, {nets},"]
-        lines += [f"  {wire}," for wires in self._wires.values() for wire in wires]
-        return "\n".join([*lines, *self._repr_lines(), ")"])
+    def _facts(self) -> list[str]:
+        return [str(wire) for wires in self._wires.values() for wire in wires]
 
 
 def check_decided(gates: Mapping[str, Gate], wires: Mapping[str, Sequence[Wire]]) -> None:

@@ -411,11 +411,9 @@ class AuxNASWrapper(JoinedNets):
         searches = self.search
         return searches[self._wires[direction][0].aux] if isinstance(searches, Mapping) else searches
 
-    def __repr__(self) -> str:
-        nets = ", ".join(f"{aux}={type(net).__name__}" for aux, net in self._aux_nets().items())
-        lines = [f"AuxNASWrapper(primary={type(self.primary_net).__name__}, {nets},", f"  search={self.search},"]
-        lines += [f"  {direction}: {gate.extra_repr()}," for direction, gate in self._gates().items()]
-        return "\n".join([*lines, *self._repr_lines(), ")"])
+    def _facts(self) -> list[str]:
+        gates = [f"{direction}: {gate.extra_repr()}" for direction, gate in self._gates().items()]
+        return [f"search={self.search}", *gates]
 
 
 class _AsTrained(nn.Module):
