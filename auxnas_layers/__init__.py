@@ -12,9 +12,10 @@
 True
 """
 
+from auxnas_layers.alignment import Alignment
 from auxnas_layers.architecture import Architecture, Edge
 from auxnas_layers.cost import Cost, CostReport
-from auxnas_layers.errors import AuxNASError, ExportError, LayoutError, SearchError, TapError
+from auxnas_layers.errors import AuxiliaryWarning, AuxNASError, ExportError, LayoutError, SearchError, TapError
 from auxnas_layers.export import ExportReport
 from auxnas_layers.fusion import CrossStitchFusion, CrossTaskFusion, Fusion, NDDRFusion, project
 from auxnas_layers.gates import ClampedGate, FixedGate, Gate, RelaxedBernoulliGate, SigmoidGate
@@ -43,12 +44,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MTLNAS",
+    "Alignment",
     "Architecture",
     "AuxG",
     "AuxNAS",
     "AuxNASError",
     "AuxNASOutput",
     "AuxNASWrapper",
+    "AuxiliaryWarning",
     "ClampedGate",
     "Cost",
     "CostReport",

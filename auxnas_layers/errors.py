@@ -23,6 +23,10 @@ class ExportError(AuxNASError, RuntimeError):
     """The primary network cannot be exported as it is."""
 
 
+class AuxiliaryWarning(UserWarning):
+    """An auxiliary task does not seem to help the primary one."""
+
+
 def bullets(headline: str, problems: Sequence[str]) -> str:
     """One message for all problems found, so that they can be mended in one go.
 

@@ -22,6 +22,11 @@ class Residual(nn.Module):
         return F.relu(x + self.inner(x))
 
 
+def twice_as_large(maps: Tensor) -> Tensor:
+    """Maps at twice the resolution."""
+    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
 class Net(nn.Module):
     """Images ``(b, 3, h, w)`` to maps ``(b, outputs, h, w)``, at a quarter and an eighth of the resolution."""
 
@@ -40,12 +45,12 @@ class Net(nn.Module):
         coarse = self.up(self.stage4(self.stage3(fine)))
         return fine + F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
 
-    def predict(self, head: nn.Module, features: Tensor) -> Tensor:
-        """A head's map at the images' resolution."""
-        return F.interpolate(head(features), scale_factor=2.0, mode="bilinear", align_corners=False)
+    def predict(self, features: Tensor) -> Tensor:
+        """The head's map at the images' resolution."""
+        return twice_as_large(self.head(features))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.predict(self.head, self.features(images))
+        return self.predict(self.features(images))
 
 
 class SharedBackbone(Net):
@@ -57,7 +62,7 @@ class SharedBackbone(Net):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(images)
-        return self.predict(self.head, features), self.predict(self.aux_head, features)
+        return self.predict(features), twice_as_large(self.aux_head(features))
 
 
 class Side(nn.Module):

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "auxnas_layers"
 ROOMS = [
     "errors",
+    "alignment",
     "inputs",
     "layouts",
     "taps",

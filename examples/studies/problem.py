@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 Batch = dict[str, Tensor]
 """Tensors of equally many samples, samples first: ``"input"``, ``"primary"``, and the labels of each auxiliary task."""
@@ -58,7 +58,7 @@ class Problem:
         errors: Of its outputs, one number for each sample.
         auxes: Auxiliary tasks by name; their labels are in the batches under the same name.
         batch: Samples in a training step that carry the primary label.
-        augment: Changes a training batch at random.
+        augment: Changes a training batch by random numbers of a generator.
     """
 
     name: str
@@ -69,4 +69,4 @@ class Problem:
     errors: Loss
     auxes: Mapping[str, Aux]
     batch: int = 8
-    augment: Callable[[Batch], Batch] = lambda batch: batch
+    augment: Callable[[Batch, Generator], Batch] = lambda batch, random: batch

@@ -1,0 +1,271 @@
+"""The ways to learn that the studies compare; each gives a network that serves the primary task.
+
+A model, whatever its kind, maps inputs to ``(primary output, {auxiliary: output})`` while it is trained.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from problem import Problem
+from torch import Tensor, nn
+from torchjd.aggregation import Aggregator, PCGrad, UPGrad
+from torchjd.autojac import jac_to_grad, mtl_backward
+
+from auxnas_layers import (
+    AuxG,
+    AuxNAS,
+    AuxNASWrapper,
+    CrossStitchFusion,
+    CrossTaskFusion,
+    DepthLimited,
+    FixedArchitecture,
+    NDDRFusion,
+    Search,
+    SigmoidGate,
+)
+
+Losses = dict[str, Tensor]
+"""Loss of each task in a step, the primary one first."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """The primary network by itself, and what other methods change of that.
+
+    Args:
+        steps: Training steps, over those that a run is given.
+        auxiliary: Whether there is anything but the primary network.
+        halves: Whether a step is a gate step on one half of the data and a weight step on the other.
+        alone_from: Progress from which on the primary network is trained by itself.
+    """
+
+    steps: int = 1
+    auxiliary: bool = True
+    halves: bool = False
+    alone_from: float = 1.0
+
+    def build(self, problem: Problem, example: Tensor) -> nn.Module:
+        """The model to train."""
+        return Alone(problem.net())
+
+    def backward(self, model: nn.Module, losses: Losses) -> None:
+        """Gradients of a weight step."""
+        torch.stack(list(losses.values())).sum().backward()
+
+    def gate_backward(self, model: nn.Module, losses: Losses, find: Callable[[], Losses]) -> None:
+        """Gradients of a gate step, where it is not one with the weight step; `find` gives the losses anew."""
+        self.backward(model, losses)
+
+    def export(self, model: Any) -> nn.Module:
+        """The network to serve."""
+        return model.net
+
+
+class Alone(nn.Module):
+    """A network by itself."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.net(inputs), {}
+
+
+class Heads(Alone):
+    """The primary network, with a head for each auxiliary task on its backbone."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.net())
+        self.auxes = nn.ModuleDict({name: aux.net() for name, aux in problem.auxes.items()})  # their heads are used
+        self.shared = torch.zeros(0)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.shared = self.net.features(inputs)
+        return self.net.predict(self.shared), {name: aux.predict(self.shared) for name, aux in self.auxes.items()}
+
+
+@dataclass(frozen=True)
+class SharedBackbone(Method):
+    """Heads for all tasks on one backbone."""
+
+    def build(self, problem: Problem, example: Tensor) -> nn.Module:
+        """A head for each task."""
+        return Heads(problem)
+
+
+@dataclass(frozen=True)
+class Surgery(SharedBackbone):
+    """A shared backbone whose gradients are joined by an aggregator: PCGrad, UPGrad, gradient cosine similarity."""
+
+    aggregator: Callable[[], Aggregator] = UPGrad
+
+    def backward(self, model: Any, losses: Losses) -> None:
+        """The heads' gradients as they are, the backbone's joined."""
+        if len(losses) == 1:
+            return super().backward(model, losses)
+        mtl_backward(list(losses.values()), model.shared, parallel_chunk_size=1)
+        shared = [p for p in model.net.parameters() if getattr(p, "jac", None) is not None]
+        jac_to_grad(shared, self.aggregator())
+        for parameter in shared:  # a fused optimiser goes by the parameter's layout, whatever that of the gradient
+            parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+
+
+class CosineSimilarity(Aggregator):
+    """The first gradient, and those of the others that do not point against it (Du et al., arXiv 1812.02224)."""
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        helps = (matrix @ matrix[0] >= 0).to(matrix.dtype)
+        return helps @ matrix
+
+
+@dataclass(frozen=True)
+class Uncertainty(SharedBackbone):
+    """A shared backbone whose losses have learned weights (Kendall et al., CVPR 2018): ``exp(-s) L + s``."""
+
+    def build(self, problem: Problem, example: Tensor) -> nn.Module:
+        """A head and a log-variance for each task."""
+        model = super().build(problem, example)
+        model.log_variances = nn.ParameterDict(
+            {task: nn.Parameter(torch.zeros(())) for task in ("primary", *problem.auxes)}
+        )
+        return model
+
+    def backward(self, model: Any, losses: Losses) -> None:
+        """Gradients of the weighted losses."""
+        s = model.log_variances
+        torch.stack([torch.exp(-s[task]) * loss + s[task] for task, loss in losses.items()]).sum().backward()
+
+
+@dataclass(frozen=True)
+class Joined(Method):
+    """Two networks, or one and a listening head, joined by the wrapper.
+
+    Args:
+        search: See `AuxNASWrapper`.
+        reach: See `DepthLimited`.
+        fusion: See `AuxNASWrapper`.
+        head: Whether the auxiliary network is only a head that listens to the primary.
+        taps: Numbers of the problem's taps that are used; all by default.
+        served: "primary": the exported primary, with edges into it that are still open cut. "both": both networks.
+    """
+
+    search: Search = AuxNAS()
+    reach: int = 3
+    fusion: Callable[..., Any] = CrossTaskFusion
+    head: bool = False
+    taps: tuple[int, ...] = ()
+    served: str = "primary"
+
+    def build(self, problem: Problem, example: Tensor) -> nn.Module:
+        """The wrapper."""
+        primary = problem.net()  # first, so that it starts alike under every method
+        if self.head:
+            parts = {name: aux.head for name, aux in problem.auxes.items()}
+            nets, taps = {n: make() for n, (make, _) in parts.items()}, {n: hears for n, (_, hears) in parts.items()}
+        else:
+            nets = {name: aux.net() for name, aux in problem.auxes.items()}
+            taps = {name: [aux.taps[i] for i in self.taps] or aux.taps for name, aux in problem.auxes.items()}
+        return AuxNASWrapper(
+            primary,
+            nets,
+            taps,
+            search=self.search,
+            search_space=DepthLimited(self.reach),
+            fusion=self.fusion,
+            example_inputs=example,
+        )
+
+    def export(self, model: AuxNASWrapper) -> nn.Module:
+        """The primary, or for methods that need both networks at inference, these."""
+        if self.served == "primary":
+            return model.eval().export_primary(allow_open=True)
+        return First(model.eval().export_multitask())
+
+
+@dataclass(frozen=True)
+class LookAhead(Joined):
+    """Gates towards the auxiliary that are learned for the primary's held-out loss one step ahead.
+
+    That loss, after a step of the auxiliary loss, has the gradient ``-lr d/dgate <g, dL_aux/dw>`` in a gate, with g its
+    gradient in the primary's weights w: taken by differences of the gates' gradients at ``w +- small * g``, as in
+    second-order DARTS (Liu et al., arXiv 1806.09055).
+    """
+
+    halves: bool = True
+    small: float = 1e-2
+
+    def gate_backward(self, model: Any, losses: Losses, find: Callable[[], Losses]) -> None:
+        """Gradients of the primary's loss in its own gates, and ahead in those towards the auxiliary."""
+        weights = list(model.primary_net.parameters())
+        ahead = [gate.alpha for name, gate in model.gates.items() if not name.endswith("to_primary")]
+        (losses["primary"] + losses["penalty"]).backward()  # for gates towards the primary, this is all
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights]
+        scale = (self.small / torch.stack([g.norm() for g in gradients]).norm().clamp(min=1e-12)).item()
+        _move_(weights, gradients, scale)
+        above = torch.autograd.grad(aux_loss(find()), ahead)
+        _move_(weights, gradients, -2 * scale)
+        below = torch.autograd.grad(aux_loss(find()), ahead)
+        _move_(weights, gradients, scale)
+        for alpha, high, low in zip(ahead, above, below):
+            alpha.grad = low - high
+
+
+@torch.no_grad()
+def _move_(weights: list[nn.Parameter], gradients: list[Tensor], scale: float) -> None:
+    for weight, gradient in zip(weights, gradients):
+        weight.add_(gradient, alpha=scale)
+
+
+def aux_loss(losses: Losses) -> Tensor:
+    """Sum of the auxiliary losses."""
+    return torch.stack([loss for task, loss in losses.items() if task not in ("primary", "penalty")]).sum()
+
+
+class First(nn.Module):
+    """The primary's output of a network with several."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)[0]
+
+
+class PaperSearch(AuxNAS):
+    """Aux-NAS as in the paper: gates into the primary are only penalised; what the penalty leaves open is cut."""
+
+    def ceiling(self, progress: float) -> float:
+        """None."""
+        return 1.0
+
+
+PAPER = PaperSearch(
+    close=(0.5, 0.8),  # over which the penalty rises
+    l1=1000.0,
+    aux_to_primary=SigmoidGate,
+    aux_to_primary_start=0.001,
+    primary_to_aux=SigmoidGate,
+    primary_to_aux_start=0.5,
+    own_share=1.0,
+    start="zero",
+)
+BOTH = Joined(search=FixedArchitecture(), reach=1, served="both")
+SINGLE, MATCHED, SHARED, AUX_G, OURS = "single-task", "single-task, 4x steps", "shared backbone", "Aux-G", "ours"
+METHODS: dict[str, Method] = {
+    SINGLE: Method(auxiliary=False),
+    MATCHED: Method(auxiliary=False, steps=4),
+    SHARED: SharedBackbone(),
+    "shared, PCGrad": Surgery(aggregator=PCGrad),
+    "shared, UPGrad": Surgery(aggregator=UPGrad),
+    "shared, gradient cosine": Surgery(aggregator=CosineSimilarity),
+    "shared, uncertainty": Uncertainty(),
+    AUX_G: Joined(search=AuxG(own_share=1.0, start="zero")),
+    "Aux-NAS, paper": Joined(search=PAPER, halves=True),
+    "cross-stitch": replace(BOTH, fusion=CrossStitchFusion),
+    "NDDR-CNN": replace(BOTH, fusion=NDDRFusion),
+    OURS: Joined(),
+}

@@ -1,0 +1,26 @@
+"""Every data set of the studies, by name."""
+
+import game
+from brown import BROWN, MINILM
+from fashion import UPPER_BY_LOWER
+from rooms_frames import ROOMS
+from tabular import SPEED_BY_GATE_TIME
+
+PROBLEMS = {
+    problem.name: problem
+    for problem in (
+        game.DEPTH_BY_SEGMENTATION,
+        game.NORMALS_BY_SEGMENTATION,
+        game.DEPTH_BY_NORMALS,
+        game.SEGMENTATION_BY_DEPTH,
+        game.DEPTH_BY_BOTH,
+        ROOMS,
+        BROWN,
+        MINILM,
+        UPPER_BY_LOWER,
+        SPEED_BY_GATE_TIME,
+        game.DEPTH_BY_SEGMENTATION_RESNET,
+        game.DEPTH_BY_SEGMENTATION_VIT,
+        game.DEPTH_BY_SEGMENTATION_MIXED,
+    )
+}

@@ -1,0 +1,112 @@
+"""Which runs each study consists of."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from methods import AUX_G, MATCHED, METHODS, OURS, SHARED, SINGLE
+from problems import PROBLEMS
+from runs import Run
+from training import Regime, Settings
+from variants import ABLATIONS
+
+MAIN = ("depth <- segmentation", "normals <- segmentation")
+CORE = (SINGLE, MATCHED, SHARED, AUX_G, OURS)
+CONTROLLED = (SHARED, OURS)  # run with permuted auxiliary labels too
+FEW, ALL = Regime(100, plenty=True), Regime(0, plenty=False)
+GRID = (FEW, Regime(300, True), Regime(100, False), Regime(300, False), Regime(1000, False), ALL)
+"""Regimes of the main problems; of the others `FEW` and `ALL`."""
+TRIALS = (
+    Settings(1e-3, 0.01, 600, 3.0),
+    Settings(1e-3, 0.1, 1200, 10.0),
+    Settings(3e-3, 0.01, 600, 1.0),
+    Settings(3e-3, 0.01, 1200, 3.0),
+    Settings(3e-3, 0.1, 600, 10.0),
+    Settings(1e-2, 0.01, 600, 3.0),
+    Settings(1e-2, 0.1, 1200, 1.0),
+    Settings(1e-2, 0.1, 600, 10.0),
+)
+TUNING_SEED = 100  # of no other run
+
+Found = Mapping[Run, Mapping[str, float]]
+
+
+def trials(problem: str, method: str, regime: Regime) -> list[Run]:
+    """What the settings of a method are chosen from, by validation samples: the same for every method."""
+    method = SINGLE if method == MATCHED else method
+    judged = FEW if 0 < regime.labels < 1000 else ALL
+    return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in TRIALS]
+
+
+def tuned(found: Found, problem: str, method: str, regime: Regime) -> Settings:
+    """The settings of the trial with the least error."""
+    return min(trials(problem, method, regime), key=lambda run: found[run]["error"]).settings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method in a regime, over seeds."""
+
+    problem: str
+    method: str
+    regime: Regime
+    tuned_as: str = ""  # another method whose settings are taken
+    split: str = "test"
+
+    def trials(self) -> list[Run]:
+        """The trials that decide its settings."""
+        return trials(self.problem, self.tuned_as or self.method, self.regime)
+
+    def runs(self, found: Found, seeds: int) -> list[Run]:
+        """Its runs, with the best settings."""
+        settings = tuned(found, self.problem, self.tuned_as or self.method, self.regime)
+        return [Run(self.problem, self.method, self.regime, settings, seed, self.split) for seed in range(seeds)]
+
+    def errors(self, found: Found, seeds: int) -> dict[int, float]:
+        """Error by seed, of the runs that are there."""
+        if any(run not in found for run in self.trials()):
+            return {}
+        return {run.seed: found[run]["error"] for run in self.runs(found, seeds) if run in found}
+
+
+def main_cells() -> list[Cell]:
+    """All methods, and the control, on the two main rows."""
+    controls = [Cell(problem, method, replace(FEW, control="permuted")) for problem in MAIN for method in CONTROLLED]
+    return [Cell(problem, method, FEW) for problem in MAIN for method in METHODS] + controls
+
+
+def grid_cells() -> list[Cell]:
+    """The main methods, and the control, in all regimes of every data set."""
+    return [
+        Cell(problem, method, replace(regime, control=control))
+        for problem in PROBLEMS
+        for regime in (GRID if problem in MAIN else (FEW, ALL))
+        for control, methods in (("", CORE), ("permuted", CONTROLLED))
+        for method in methods
+    ]
+
+
+def ablation_cells() -> list[Cell]:
+    """Every change of the default, under the settings of the default, on validation levels."""
+    names = (SINGLE, SHARED, OURS, *(name for group in ABLATIONS.values() for name in group))
+    return [Cell(MAIN[0], name, FEW, name if name in (SINGLE, SHARED) else OURS, "validation") for name in names]
+
+
+def harm_cells() -> list[Cell]:
+    """Auxiliaries that cannot help, or are far too strong, where labels are few and where all have them."""
+    return [
+        Cell(problem, method, replace(regime, control=control))
+        for problem in MAIN
+        for regime in (FEW, ALL)
+        for control in ("", "permuted", "too strong")
+        for method in (SINGLE, SHARED, OURS)
+        if method != SINGLE or not control
+    ]
+
+
+STUDIES: dict[str, tuple[Callable[[], list[Cell]], int]] = {
+    "main": (main_cells, 10),
+    "grid": (grid_cells, 5),
+    "ablations": (ablation_cells, 5),
+    "harm": (harm_cells, 5),
+}
+"""Cells, and seeds for each."""

@@ -1,0 +1,115 @@
+"""The tables of the studies, from the runs that are there."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from statistics import mean
+
+from methods import OURS, SHARED, SINGLE
+from problems import PROBLEMS
+from studies import Cell, Found, tuned
+from study import interval
+from training import Regime
+from variants import ABLATIONS
+
+Errors = Mapping[int, float]
+"""Error by seed."""
+
+
+def against(ours: Errors, base: Errors, percent: bool = False) -> str:
+    """Mean difference over the seeds that both have, with its 95 % interval, and on how many it is better."""
+    seeds = sorted(ours.keys() & base.keys())
+    if len(seeds) < 2 or ours is base:
+        return ""
+    scale = 100 / mean(base[seed] for seed in seeds) if percent else 1.0
+    gains = [scale * (ours[seed] - base[seed]) for seed in seeds]
+    return f"{interval(gains)}{' %' * percent}, {sum(gain < 0 for gain in gains)} of {len(gains)}"
+
+
+def average(values: Errors) -> str:
+    """Mean over seeds, to four digits."""
+    return f"{mean(values.values()):#.4g}" if values else ""
+
+
+def show(head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print as Markdown."""
+    head = list(head)
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+    print()
+
+
+def regime_name(regime: Regime) -> str:
+    """As a reader would say it."""
+    labels = str(regime.labels) if regime.labels else "all"
+    return f"{labels} / all" if regime.plenty or not regime.labels else f"{labels} / {labels}"
+
+
+def main_table(cells: list[Cell], found: Found, seeds: int) -> None:
+    """For each problem, every method against single-task and the shared backbone, and its settings."""
+    for problem in dict.fromkeys(cell.problem for cell in cells):
+        row_cells = [cell for cell in cells if cell.problem == problem]
+        errors = {cell: cell.errors(found, seeds) for cell in row_cells}
+        base = {cell.method: errors[cell] for cell in row_cells if not cell.regime.control}
+        print(f"{problem}: {PROBLEMS[problem].metric}; {seeds} seeds; 100 samples with the primary label\n")
+        show(
+            ("method", "error", "minus single-task", "minus shared backbone", "lr, decay, steps, aux. weight"),
+            (_main_row(cell, values, base, found) for cell, values in errors.items() if values),
+        )
+
+
+def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Found) -> tuple[str, ...]:
+    name = f"{cell.method}, labels permuted" if cell.regime.control else cell.method
+    s = tuned(found, cell.problem, cell.method, cell.regime)
+    settings = f"{s.lr:g}, {s.weight_decay:g}, {s.steps}" + f", {s.aux_weight:g}" * (SINGLE not in cell.method)
+    return name, average(values), against(values, base[SINGLE]), against(values, base[SHARED]), settings
+
+
+def grid_table(cells: list[Cell], found: Found, seeds: int) -> None:
+    """For each problem and regime, the errors of the main methods, and how ours differs from two of them."""
+    methods = list(dict.fromkeys((cell.method, cell.regime.control) for cell in cells))
+    rows = {}
+    for cell in cells:
+        row = rows.setdefault((cell.problem, replace(cell.regime, control="")), {})
+        row[cell.method, cell.regime.control] = cell.errors(found, seeds)
+    names = [f"{method}, permuted" if control else method for method, control in methods]
+    head = ("primary <- auxiliary", "labels", *names, "ours minus single-task", "ours minus shared")
+    lines = []
+    for (problem, regime), errors in rows.items():
+        if not any(errors.values()):
+            continue
+        ours = errors[OURS, ""]
+        gains = against(ours, errors[SINGLE, ""], percent=True), against(ours, errors[SHARED, ""], percent=True)
+        lines.append((problem, regime_name(regime), *(average(errors.get(key, {})) for key in methods), *gains))
+    show(head, lines)
+
+
+def ablation_table(cells: list[Cell], found: Found, seeds: int) -> None:
+    """Every change of the default, against the default."""
+    errors = {cell.method: cell.errors(found, seeds) for cell in cells}
+    lines = [("", name, average(errors[name]), against(errors[name], errors[OURS])) for name in (SINGLE, SHARED, OURS)]
+    for group, names in ABLATIONS.items():
+        lines += [(group, name, average(errors[name]), against(errors[name], errors[OURS])) for name in names]
+    show(("what is changed", "how", "error", "minus the default"), (line for line in lines if line[2]))
+
+
+def harm_table(cells: list[Cell], found: Found, seeds: int) -> None:
+    """Auxiliaries that cannot help or are too strong, against single-task."""
+    errors = {cell: cell.errors(found, seeds) for cell in cells}
+    lines = []
+    for cell, values in errors.items():
+        single = errors[replace(cell, method=SINGLE, regime=replace(cell.regime, control=""))]
+        control = cell.regime.control or "as it is"
+        auxiliary = "" if cell.method == SINGLE else control
+        place = cell.problem, regime_name(cell.regime)
+        lines.append((*place, cell.method, auxiliary, average(values), against(values, single)))
+    head = "primary <- auxiliary", "labels", "method", "auxiliary", "error", "minus single-task"
+    show(head, (line for line in lines if line[4]))
+
+
+TABLES: dict[str, Callable[[list[Cell], Found, int], None]] = {
+    "main": main_table,
+    "grid": grid_table,
+    "ablations": ablation_table,
+    "harm": harm_table,
+}

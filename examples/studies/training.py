@@ -1,0 +1,150 @@
+"""A training run: the same data, loop, optimiser and schedule for every method."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from methods import Losses, Method
+from problem import Batch, Problem
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from auxnas_layers import AuxNASWrapper
+
+GATE_LEARNING_RATE = 1e-2
+TOO_STRONG = 10.0
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Which labels there are.
+
+    Args:
+        labels: Training samples that carry the primary label; 0: all.
+        plenty: Whether all training samples carry the auxiliary labels; otherwise only those with the primary label.
+        control: "": none. "permuted": the auxiliary labels of another sample each. "too strong": auxiliary losses x 10.
+    """
+
+    labels: int
+    plenty: bool
+    control: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is tuned: learning rate and weight decay of AdamW, number of steps, factor of the auxiliary losses."""
+
+    lr: float
+    weight_decay: float
+    steps: int
+    aux_weight: float = 1.0
+
+
+Watch = Callable[[float, Any, Losses], None]
+"""Called after each step with the progress, the model and the losses."""
+
+
+def fit(
+    problem: Problem,
+    method: Method,
+    train: Batch,
+    regime: Regime,
+    settings: Settings,
+    seed: int,
+    watch: Watch = lambda progress, model, losses: None,
+) -> Any:
+    """Train by a method; returns the model, auxiliary and all."""
+    torch.manual_seed(seed)
+    train, labelled = choose(problem, train, regime, seed)
+    model: Any = method.build(problem, train["input"][:1])
+    if train["input"].dim() == 4:
+        model.to(memory_format=torch.channels_last)
+    weights, gates = optimisers(model, settings)
+    steps = settings.steps * method.steps
+    weight = settings.aux_weight * (TOO_STRONG if regime.control == "too strong" else 1.0)
+    schedule = OneCycleLR(weights, settings.lr, steps)
+    every = torch.arange(len(train["input"]))
+    if method.halves:
+        plan = [(labelled[::2], every[::2], [gates]), (labelled[1::2], every[1::2], [weights])]
+    else:
+        plan = [(labelled, every, [weights, gates])]
+    sources = [batches(problem, train, [few, pool][: 1 + regime.plenty], seed) for few, pool, _ in plan]
+    for step in range(steps):
+        progress = step / steps
+        for source, (_, _, stepped) in zip(sources, plan):
+            find = partial(losses_of, problem, method, model, next(source), progress, weight)
+            model.zero_grad()
+            losses = find()
+            if stepped == [gates]:
+                method.gate_backward(model, losses, find)
+            else:
+                method.backward(model, losses)
+            for optimiser in stepped:
+                optimiser.step()
+        schedule.step()
+        watch(progress, model, losses)
+    return model
+
+
+def choose(problem: Problem, train: Batch, regime: Regime, seed: int) -> tuple[Batch, Tensor]:
+    """The training samples of a run, and the numbers of those that carry the primary label."""
+    random = torch.Generator().manual_seed(seed)
+    count = len(train["input"])
+    labelled = torch.randperm(count, generator=random)[: regime.labels or count]
+    if not regime.plenty:
+        train = {key: values[labelled] for key, values in train.items()}
+        labelled = torch.arange(len(labelled))
+    if regime.control == "permuted":
+        other = torch.randperm(len(train["input"]), generator=random)
+        train = {key: values[other] if key in problem.auxes else values for key, values in train.items()}
+    return train, labelled
+
+
+def batches(problem: Problem, train: Batch, pools: list[Tensor], seed: int) -> Iterator[Batch]:
+    """As many samples of each pool: first those with the primary label, then, where there are more, of all."""
+    random = torch.Generator().manual_seed(seed)
+    while True:
+        chosen = torch.cat([pool[torch.randint(len(pool), (problem.batch,), generator=random)] for pool in pools])
+        yield problem.augment({key: values[chosen] for key, values in train.items()}, random)
+
+
+def optimisers(model: Any, settings: Settings) -> tuple[Optimizer, Optimizer]:
+    """AdamW for the weights, and Adam for the gates, if there are any."""
+    joined = isinstance(model, AuxNASWrapper)
+    weights = [p for p in (model.weight_parameters() if joined else model.parameters()) if p.requires_grad]
+    gates = model.arch_parameters() if joined else []
+    return (
+        AdamW(weights, lr=settings.lr, weight_decay=settings.weight_decay, fused=True),
+        Adam([{"params": gates}], lr=GATE_LEARNING_RATE),  # a group may be empty
+    )
+
+
+def losses_of(
+    problem: Problem, method: Method, model: Any, batch: Batch, progress: float, weight: float = 1.0
+) -> Losses:
+    """Loss of each task, the auxiliary ones times a weight; that of the primary over the samples with its label."""
+    few = slice(problem.batch)
+    if not method.auxiliary or progress >= method.alone_from:
+        return {"primary": problem.loss(primary_of(model)(batch["input"][few]), batch["primary"][few])}
+    output, auxes = model(batch["input"])
+    losses = {"primary": problem.loss(output[few], batch["primary"][few])}
+    losses |= {name: weight * aux.loss(auxes[name], batch[name]) for name, aux in problem.auxes.items()}
+    if isinstance(model, AuxNASWrapper):
+        losses["penalty"] = model.search_penalty(progress)
+    return losses
+
+
+def primary_of(model: Any) -> nn.Module:
+    """The network to serve, at any time of training."""
+    return model.primary_net if isinstance(model, AuxNASWrapper) else model.net
+
+
+@torch.no_grad()
+def evaluate(problem: Problem, net: nn.Module, split: Batch) -> float:
+    """Mean error of a network on a split."""
+    net.eval()
+    pairs = zip(split["input"].split(100), split["primary"].split(100))
+    return torch.cat([problem.errors(net(inputs), labels) for inputs, labels in pairs]).double().mean().item()
