@@ -1,14 +1,16 @@
 """Does this auxiliary task help? How its gradient agrees with that of the primary's loss on held-out samples."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from math import sqrt
 from statistics import mean, stdev
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from auxnas_layers.errors import AuxiliaryWarning, SearchError
+from auxnas_layers.inputs import undisturbed
+from auxnas_layers.joint import JoinedNets
 
 FEWEST = 10
 STANDARD_ERRORS = 2.0
@@ -18,55 +20,63 @@ class Alignment:
     """Cosines between an auxiliary's gradient and that of the primary's held-out loss, in the primary's parameters.
 
     Where the cosine is positive, a small step of the auxiliary loss also lowers the primary's loss on samples that it
-    is not trained on (gradient cosine similarity, Du et al., arXiv 1812.02224; one-step look-ahead). Held out they
-    must be: of losses that are trained together the gradients come to cancel, however much the one helps the other.
-
-    Measure now and then over training, with the networks in eval mode, so that held-out samples leave no trace in the
-    statistics of norms; a single cosine is mostly noise, the mean over some thirty is not.
+    is not trained on (gradient cosine similarity, Du et al., arXiv 1812.02224). Held out they must be: of losses that
+    are trained together the gradients come to cancel, however much the one helps the other. A single cosine is mostly
+    noise; the mean over some thirty measurements is not.
 
     Args:
-        parameters: The primary network's; only those that require gradients count.
+        wrapper: The two networks.
 
     Raises:
-        SearchError: If none does.
+        SearchError: If no parameter of the primary requires gradients.
 
-    >>> _, net = torch.manual_seed(0), nn.Linear(4, 1)
-    >>> alignment = Alignment(net.parameters())
-    >>> for held_out, images in torch.rand(10, 2, 8, 4):
-    ...     alignment.measure(net(held_out).square().mean(), net(images).square().mean())
-    >>> alignment.helps("aux")
+    >>> from auxnas_layers import AuxNASWrapper
+    >>> nets = [torch.nn.Sequential(torch.nn.Linear(4, 4)) for _ in range(2)]
+    >>> wrapper = AuxNASWrapper(*nets, ["0"], example_inputs=torch.ones(2, 4))
+    >>> alignment = Alignment(wrapper)
+    >>> for held_out, x in torch.rand(10, 2, 8, 4):
+    ...     alignment.measure(lambda: wrapper.primary_net(held_out).sum(), lambda: wrapper(x).aux.sum())
+    >>> alignment.helps()
     True
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    def __init__(self, wrapper: JoinedNets) -> None:
+        self._wrapper = wrapper
+        self._parameters = [p for p in wrapper.primary_net.parameters() if p.requires_grad]
         if not self._parameters:
-            raise SearchError("no parameter requires gradients; give wrapper.primary_net.parameters()")
+            raise SearchError("no parameter of the primary requires gradients, so no auxiliary can help or harm it")
         self.cosines: dict[str, list[float]] = {}
 
-    def measure(self, primary_loss: Tensor, aux_losses: Tensor | Mapping[str, Tensor]) -> None:
-        """Take one measurement; no ``.grad`` is touched.
+    def measure(
+        self, primary_loss: Callable[[], Tensor], aux_loss: Callable[[], Tensor | Mapping[str, Tensor]]
+    ) -> None:
+        """Take one measurement.
+
+        Both networks are in train mode meanwhile, since statistics of norms that lag behind mislead it; they, their
+        buffers, the random state and every ``.grad`` are afterwards as before.
 
         Args:
-            primary_loss: Loss of the primary on held-out samples.
-            aux_losses: Loss of the auxiliary on samples it is trained on; of several, a mapping from their names.
+            primary_loss: Computes the primary's loss on held-out samples.
+            aux_loss: Computes the auxiliary's loss on samples that it is trained on; of several, a mapping from names.
 
         Raises:
             SearchError: If a loss does not depend on the primary's parameters.
         """
-        held_out = self._gradient("primary_loss", primary_loss)
-        losses = aux_losses if isinstance(aux_losses, Mapping) else {"aux": aux_losses}
-        gradients = {name: self._gradient(name, loss) for name, loss in losses.items()}
+        with undisturbed(self._wrapper, training=True), torch.enable_grad():
+            held_out = self._gradient("primary_loss", primary_loss())
+            found = aux_loss()
+            losses = found if isinstance(found, Mapping) else {"aux": found}
+            gradients = {name: self._gradient(name, loss) for name, loss in losses.items()}
         for name, gradient in gradients.items():
             cosine = torch.nn.functional.cosine_similarity(held_out, gradient, dim=0)
             self.cosines.setdefault(name, []).append(cosine.item())
 
     def _gradient(self, name: str, loss: Tensor) -> Tensor:
         if not loss.requires_grad:
-            raise SearchError(f"{name} has no gradient: compute it outside torch.no_grad()")
+            raise SearchError(f"{name} has no gradient; compute it anew at each call, outside torch.no_grad()")
         found = torch.autograd.grad(loss, self._parameters, retain_graph=True, allow_unused=True)
         if all(gradient is None for gradient in found):
-            raise SearchError(f"{name} does not depend on the primary's parameters: give those of wrapper.primary_net")
+            raise SearchError(f"{name} does not depend on the primary: compute it from the wrapper's own networks")
         pairs = zip(found, self._parameters, strict=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs])
 
@@ -87,10 +97,10 @@ class Alignment:
         return average > STANDARD_ERRORS * error
 
     def check(self) -> None:
-        """Warn of every auxiliary of which nothing says that it helps: an `AuxiliaryWarning`."""
+        """Warn, by an `AuxiliaryWarning`, of every auxiliary of which nothing says that it helps."""
         for name in self.cosines:
-            average, error = self.evidence(name)
-            if average <= STANDARD_ERRORS * error:
+            if not self.helps(name):
+                average, error = self.evidence(name)
                 warnings.warn(
                     f"nothing says that {name!r} helps: its gradient and that of the primary's held-out loss have a "
                     f"cosine of {average:+.3f} +- {error:.3f}. Compare with the primary trained alone",

@@ -1,5 +1,6 @@
 """What `Alignment` measures, and what it says of it."""
 
+import copy
 import warnings
 
 import pytest
@@ -9,13 +10,19 @@ from torch import nn
 from auxnas_layers import Alignment, AuxiliaryWarning, AuxNAS, AuxNASWrapper, SearchError
 
 
+def wrap(primary: nn.Module | None = None) -> AuxNASWrapper:
+    nets = [nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)) for _ in range(2)]
+    return AuxNASWrapper(primary or nets[0], nets[1], ["0"], search=AuxNAS(), example_inputs=torch.ones(2, 2))
+
+
 def aligned(*cosines: float) -> Alignment:
-    """Of a net of two weights and losses whose gradients have these cosines."""
-    weights = nn.Parameter(torch.ones(2))
-    alignment = Alignment([weights])
+    """Losses whose gradients have these cosines."""
+    wrapper = wrap()
+    alignment = Alignment(wrapper)
+    weight = wrapper.primary_net[0].weight
     for cosine in cosines:
-        direction = torch.tensor([cosine, (1 - cosine**2) ** 0.5])
-        alignment.measure(3 * weights[0], {"labels": (weights * direction).sum()})
+        direction = torch.tensor([[cosine, (1 - cosine**2) ** 0.5], [0.0, 0.0]])
+        alignment.measure(lambda: 3 * weight[0, 0], lambda d=direction: {"labels": (weight * d).sum()})
     return alignment
 
 
@@ -43,58 +50,89 @@ def test_it_warns_just_where_nothing_says_that_the_auxiliary_helps(cosines, help
     assert all(w.filename == __file__ for w in caught)
 
 
-def test_it_tells_a_true_auxiliary_from_noise():
-    """Least squares: held-out samples, and an auxiliary task with the same or with random labels."""
+@pytest.mark.parametrize("noise", [False, True])
+def test_it_tells_a_true_auxiliary_from_noise(noise):
+    """Least squares on held-out samples, and an auxiliary task with the same or with random labels."""
     torch.manual_seed(0)
-    truth = torch.randn(16, 1)
-    for noise in (False, True):
-        net = nn.Linear(16, 1)
-        alignment = Alignment(net.parameters())
-        for _ in range(30):
-            held_out, inputs = torch.randn(2, 32, 16)
-            targets = torch.randn(32, 1) if noise else inputs @ truth
-            losses = [(net(x) - y).square().mean() for x, y in ((held_out, held_out @ truth), (inputs, targets))]
-            if noise:
-                losses[1] = (net(inputs) * torch.randn(32, 1)).mean()
-            alignment.measure(*losses)
-        assert alignment.helps() is not noise
+    truth, net = torch.randn(16, 1), nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 1))
+    wrapper = AuxNASWrapper(net, copy.deepcopy(net), ["0"], example_inputs=torch.ones(2, 16))
+    alignment = Alignment(wrapper)
+    for _ in range(40):
+        held_out, inputs = torch.randn(2, 64, 16)
+        labels = torch.randn(64, 1) if noise else inputs @ truth
+        alignment.measure(
+            lambda: (wrapper.primary_net(held_out) - held_out @ truth).square().mean(),
+            lambda: -(wrapper(inputs).aux * labels).mean(),
+        )
+    assert alignment.helps() is not noise
 
 
-def test_measuring_changes_nothing():
-    nets = [nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, n)) for n in (1, 3)]
-    wrapper = AuxNASWrapper(*nets, ["0"], search=AuxNAS(), example_inputs=torch.ones(2, 4)).eval()
+class Noisy(nn.Module):
+    """With all that a forward in train mode leaves behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.drop, self.last = nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.last(self.drop(self.norm(self.first(x))))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_measuring_leaves_no_trace(training):
+    net = Noisy()
+    wrapper = AuxNASWrapper(net, Noisy(), ["first", "norm"], example_inputs=torch.ones(2, 2)).train(training)
+    wrapper(torch.randn(6, 2)).primary.sum().backward()
     state = {key: value.clone() for key, value in wrapper.state_dict().items() if isinstance(value, torch.Tensor)}
-    alignment = Alignment(wrapper.primary_net.parameters())
-    aux_loss = wrapper(torch.randn(6, 4)).aux.square().mean()
-    alignment.measure(wrapper.primary_net(torch.randn(6, 4)).square().mean(), aux_loss)
-    aux_loss.backward()  # its graph is still there
-    assert all(p.grad is None for p in nets[0][2].parameters())
+    grads = {key: None if p.grad is None else p.grad.clone() for key, p in wrapper.named_parameters()}
+    random, modes = torch.get_rng_state(), []
+
+    def primary_loss():
+        modes.append(net.norm.training)
+        return wrapper.primary_net(torch.randn(6, 2)).square().mean()
+
+    with torch.no_grad():
+        Alignment(wrapper).measure(primary_loss, lambda: wrapper(torch.randn(6, 2)).aux.square().mean())
+    assert modes == [True] and {module.training for module in wrapper.modules()} == {training}
     assert all(torch.equal(state[key], value) for key, value in wrapper.state_dict().items() if key in state)
-    assert -1 <= alignment.cosines["aux"][0] <= 1
+    for key, parameter in wrapper.named_parameters():
+        assert (parameter.grad is None) == (grads[key] is None)
+        assert parameter.grad is None or torch.equal(parameter.grad, grads[key])
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_an_exception_from_a_loss_leaves_no_trace_either():
+    wrapper = wrap().eval()
+    alignment = Alignment(wrapper)
+    with pytest.raises(KeyError):
+        alignment.measure(lambda: wrapper.primary_net(torch.ones(1, 2)).sum(), lambda: {}["missing"])
+    assert not wrapper.training and not alignment.cosines
 
 
 def test_frozen_parameters_do_not_count():
-    net = nn.Linear(4, 1)
-    net.bias.requires_grad_(False)
-    alignment = Alignment(net.parameters())
-    alignment.measure(net(torch.ones(1, 4)).sum(), net(torch.ones(1, 4)).sum())
+    wrapper = wrap()
+    weight, bias = wrapper.primary_net[0].weight, wrapper.primary_net[0].bias.requires_grad_(False)
+    alignment = Alignment(wrapper)
+    alignment.measure(lambda: weight.sum() + bias.sum(), lambda: weight.sum() - bias.sum())
     assert alignment.cosines["aux"] == [pytest.approx(1.0)]
 
 
 def test_what_is_wrong_is_said():
-    with pytest.raises(SearchError, match="no parameter requires gradients"):
-        Alignment(nn.Linear(4, 1).requires_grad_(False).parameters())
-    net, other = nn.Linear(4, 1), nn.Linear(4, 1)
-    alignment, x = Alignment(net.parameters()), torch.ones(2, 4)
-    with pytest.raises(SearchError, match="primary_loss has no gradient: compute it outside"):
-        alignment.measure(net(x).sum().detach(), net(x).sum())
-    with pytest.raises(SearchError, match="aux does not depend on the primary's parameters: give those of"):
-        alignment.measure(net(x).sum(), other(x).sum())
+    wrapper = wrap()
+    alignment, x = Alignment(wrapper), torch.ones(2, 2)
+    with pytest.raises(SearchError, match="no parameter of the primary requires gradients"):
+        Alignment(wrap(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False)))
+    loss = wrapper.primary_net(x).sum()
+    with pytest.raises(SearchError, match="primary_loss has no gradient; compute it anew at each call, outside"):
+        alignment.measure(lambda: loss.detach(), lambda: loss)
+    other = nn.Linear(2, 1)
+    with pytest.raises(SearchError, match="aux does not depend on the primary: compute it from the wrapper's own"):
+        alignment.measure(lambda: loss, lambda: other(x).sum())
     assert not alignment.cosines
     with pytest.raises(SearchError, match="0 measurements of 'aux'; measure at least 10 times"):
         alignment.helps()
     for _ in range(9):
-        alignment.measure(net(x).sum(), net(x).sum())
+        alignment.measure(lambda: loss, lambda: loss)
     with pytest.raises(SearchError, match="9 measurements of 'aux'"):
         alignment.check()
     assert repr(alignment) == "Alignment(aux: +1.000 over 9)"

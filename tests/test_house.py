@@ -19,7 +19,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "auxnas_layers"
 ROOMS = [
     "errors",
-    "alignment",
     "inputs",
     "layouts",
     "taps",
@@ -43,6 +42,7 @@ ROOMS = [
     "exchange",
     "arguments",
     "joint",
+    "alignment",
     "cost",
     "export",
     "multitask",

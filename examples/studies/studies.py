@@ -21,9 +21,9 @@ TRIALS = (
     Settings(3e-3, 0.01, 600, 1.0),
     Settings(3e-3, 0.01, 1200, 3.0),
     Settings(3e-3, 0.1, 600, 10.0),
-    Settings(1e-2, 0.01, 600, 3.0),
+    Settings(1e-3, 0.01, 1200, 0.3),
     Settings(1e-2, 0.1, 1200, 1.0),
-    Settings(1e-2, 0.1, 600, 10.0),
+    Settings(3e-3, 0.1, 1200, 0.1),
 )
 TUNING_SEED = 100  # of no other run
 
