@@ -4,7 +4,7 @@ TORCH ?= torch
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test test-models bench demo lint wheel clean
+.PHONY: test test-models bench demo studies lint wheel clean
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W error -n 2 -q
@@ -17,6 +17,9 @@ bench: $(VENV)/.models
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/quickstart.py $(ARGS)
+
+studies: $(VENV)/.studies
+	$(BIN)/python examples/studies/run.py $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

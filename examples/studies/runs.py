@@ -8,12 +8,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from problem import Batch
 from problems import PROBLEMS
 from tqdm import tqdm
-from training import Regime, Settings, evaluate, fit
+from training import AlignmentWatch, Regime, Settings, evaluate, fit
 from variants import VARIANTS
 
 FILE = Path(__file__).parent.parent.parent / "docs" / "results" / "runs.jsonl"
@@ -21,7 +22,7 @@ FILE = Path(__file__).parent.parent.parent / "docs" / "results" / "runs.jsonl"
 
 @dataclass(frozen=True)
 class Run:
-    """A training run and the split that it is judged by."""
+    """A training run, the split that it is judged by, and whether the alignment of its auxiliaries is measured."""
 
     problem: str
     method: str
@@ -29,6 +30,7 @@ class Run:
     settings: Settings
     seed: int
     split: str = "test"
+    watched: bool = False
 
 
 @lru_cache(1)
@@ -37,17 +39,20 @@ def load(problem: str, fast: bool) -> dict[str, Batch]:
     return PROBLEMS[problem].load(fast)
 
 
-def execute(run: Run, fast: bool) -> dict[str, float]:
+def execute(run: Run, fast: bool) -> dict[str, Any]:
     """Train, evaluate."""
     torch.set_num_threads(1)
     problem, method, data = PROBLEMS[run.problem], VARIANTS[run.method], load(run.problem, fast)
+    watch = AlignmentWatch(problem, data["validation"]) if run.watched else None
     start = time.perf_counter()
-    model = fit(problem, method, data["train"], run.regime, run.settings, run.seed)
-    seconds = time.perf_counter() - start
-    return {"error": evaluate(problem, method.export(model), data[run.split]), "seconds": round(seconds, 1)}
+    model = fit(problem, method, data["train"], run.regime, run.settings, run.seed, watch)
+    found: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
+    if watch:
+        found["cosines"] = watch.alignment.cosines
+    return found | {"error": evaluate(problem, method.export(model), data[run.split])}
 
 
-def read(file: Path = FILE) -> dict[Run, dict[str, float]]:
+def read(file: Path = FILE) -> dict[Run, dict[str, Any]]:
     """All results so far."""
     results = {}
     for line in file.read_text().splitlines() if file.exists() else ():
@@ -57,9 +62,7 @@ def read(file: Path = FILE) -> dict[Run, dict[str, float]]:
     return results
 
 
-def complete(
-    runs: Sequence[Run], fast: bool = False, workers: int = 0, file: Path = FILE
-) -> dict[Run, dict[str, float]]:
+def complete(runs: Sequence[Run], fast: bool = False, workers: int = 0, file: Path = FILE) -> dict[Run, dict[str, Any]]:
     """Do what is missing, in this order, each run in a process of its own, and return all results."""
     results = read(file)
     missing = [run for run in dict.fromkeys(runs) if run not in results]

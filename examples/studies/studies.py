@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from methods import AUX_G, MATCHED, METHODS, OURS, SHARED, SINGLE
 from problems import PROBLEMS
@@ -10,6 +11,7 @@ from training import Regime, Settings
 from variants import ABLATIONS
 
 MAIN = ("depth <- segmentation", "normals <- segmentation")
+HARM = (*MAIN, "upper garment <- lower garment")
 CORE = (SINGLE, MATCHED, SHARED, AUX_G, OURS)
 CONTROLLED = (SHARED, OURS)  # run with permuted auxiliary labels too
 FEW, ALL = Regime(100, plenty=True), Regime(0, plenty=False)
@@ -27,7 +29,7 @@ TRIALS = (
 )
 TUNING_SEED = 100  # of no other run
 
-Found = Mapping[Run, Mapping[str, float]]
+Found = Mapping[Run, Mapping[str, Any]]
 
 
 def trials(problem: str, method: str, regime: Regime) -> list[Run]:
@@ -51,6 +53,7 @@ class Cell:
     regime: Regime
     tuned_as: str = ""  # another method whose settings are taken
     split: str = "test"
+    watched: bool = False
 
     def trials(self) -> list[Run]:
         """The trials that decide its settings."""
@@ -59,7 +62,10 @@ class Cell:
     def runs(self, found: Found, seeds: int) -> list[Run]:
         """Its runs, with the best settings."""
         settings = tuned(found, self.problem, self.tuned_as or self.method, self.regime)
-        return [Run(self.problem, self.method, self.regime, settings, seed, self.split) for seed in range(seeds)]
+        return [
+            Run(self.problem, self.method, self.regime, settings, seed, self.split, self.watched)
+            for seed in range(seeds)
+        ]
 
     def errors(self, found: Found, seeds: int) -> dict[int, float]:
         """Error by seed, of the runs that are there."""
@@ -94,8 +100,8 @@ def ablation_cells() -> list[Cell]:
 def harm_cells() -> list[Cell]:
     """Auxiliaries that cannot help, or are far too strong, where labels are few and where all have them."""
     return [
-        Cell(problem, method, replace(regime, control=control))
-        for problem in MAIN
+        Cell(problem, method, replace(regime, control=control), watched=method == OURS)
+        for problem in HARM
         for regime in (FEW, ALL)
         for control in ("", "permuted", "too strong")
         for method in (SINGLE, SHARED, OURS)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from statistics import mean
+from math import sqrt
+from statistics import mean, stdev
 
 from methods import OURS, SHARED, SINGLE
 from problems import PROBLEMS
@@ -10,6 +11,8 @@ from studies import Cell, Found, tuned
 from study import interval
 from training import Regime
 from variants import ABLATIONS
+
+from auxnas_layers.alignment import STANDARD_ERRORS
 
 Errors = Mapping[int, float]
 """Error by seed."""
@@ -94,17 +97,32 @@ def ablation_table(cells: list[Cell], found: Found, seeds: int) -> None:
 
 
 def harm_table(cells: list[Cell], found: Found, seeds: int) -> None:
-    """Auxiliaries that cannot help or are too strong, against single-task."""
+    """Auxiliaries that cannot help or are too strong, against single-task, and how often `Alignment` warns."""
     errors = {cell: cell.errors(found, seeds) for cell in cells}
     lines = []
     for cell, values in errors.items():
-        single = errors[replace(cell, method=SINGLE, regime=replace(cell.regime, control=""))]
-        control = cell.regime.control or "as it is"
-        auxiliary = "" if cell.method == SINGLE else control
+        single = errors[replace(cell, method=SINGLE, regime=replace(cell.regime, control=""), watched=False)]
+        auxiliary = "" if cell.method == SINGLE else cell.regime.control or "as it is"
         place = cell.problem, regime_name(cell.regime)
-        lines.append((*place, cell.method, auxiliary, average(values), against(values, single)))
-    head = "primary <- auxiliary", "labels", "method", "auxiliary", "error", "minus single-task"
+        warned = _warned(cell, found, seeds) if cell.watched and values else ""
+        lines.append((*place, cell.method, auxiliary, average(values), against(values, single), warned))
+    head = (
+        "primary <- auxiliary",
+        "labels",
+        "method",
+        "auxiliary",
+        "error",
+        "minus single-task",
+        "warnings, mean cosine",
+    )
     show(head, (line for line in lines if line[4]))
+
+
+def _warned(cell: Cell, found: Found, seeds: int) -> str:
+    """In how many runs `Alignment` would warn of the auxiliary, and the mean over all of its cosines."""
+    cosines = [values for run in cell.runs(found, seeds) if run in found for values in found[run]["cosines"].values()]
+    warned = [mean(values) <= STANDARD_ERRORS * stdev(values) / sqrt(len(values)) for values in cosines]
+    return f"{sum(warned)} of {len(warned)}, {mean(map(mean, cosines)):+.2f}"
 
 
 TABLES: dict[str, Callable[[list[Cell], Found, int], None]] = {

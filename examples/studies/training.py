@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from auxnas_layers import AuxNASWrapper
+from auxnas_layers import Alignment, AuxNASWrapper
 
 GATE_LEARNING_RATE = 1e-2
 TOO_STRONG = 10.0
@@ -43,8 +43,29 @@ class Settings:
     aux_weight: float = 1.0
 
 
-Watch = Callable[[float, Any, Losses], None]
-"""Called after each step with the progress, the model and the losses."""
+Watch = Callable[[float, Any, Batch], None]
+"""Called before each weight step with the progress, the model and the batch."""
+
+
+class AlignmentWatch:
+    """Measures `Alignment` on held-out samples, 30 times over training."""
+
+    def __init__(self, problem: Problem, held_out: Batch) -> None:
+        self.problem, self.held_out = problem, held_out
+        self.random, self.next = torch.Generator().manual_seed(0), 0.0
+
+    def __call__(self, progress: float, model: Any, batch: Batch) -> None:
+        if progress < self.next:
+            return
+        if not self.next:
+            self.alignment = Alignment(model)
+        self.next += 1 / 30
+        chosen = torch.randint(len(self.held_out["input"]), (96,), generator=self.random)
+        inputs, labels = (self.held_out[key][chosen] for key in ("input", "primary"))
+        self.alignment.measure(
+            lambda: self.problem.loss(model.primary_net(inputs), labels),
+            lambda: aux_losses(self.problem, model(batch["input"])[1], batch),
+        )
 
 
 def fit(
@@ -54,7 +75,7 @@ def fit(
     regime: Regime,
     settings: Settings,
     seed: int,
-    watch: Watch = lambda progress, model, losses: None,
+    watch: Watch | None = None,
 ) -> Any:
     """Train by a method; returns the model, auxiliary and all."""
     torch.manual_seed(seed)
@@ -75,7 +96,10 @@ def fit(
     for step in range(steps):
         progress = step / steps
         for source, (_, _, stepped) in zip(sources, plan):
-            find = partial(losses_of, problem, method, model, next(source), progress, weight)
+            batch = next(source)
+            if watch and weights in stepped:
+                watch(progress, model, batch)
+            find = partial(losses_of, problem, method, model, batch, progress, weight)
             model.zero_grad()
             losses = find()
             if stepped == [gates]:
@@ -85,7 +109,6 @@ def fit(
             for optimiser in stepped:
                 optimiser.step()
         schedule.step()
-        watch(progress, model, losses)
     return model
 
 
@@ -131,10 +154,15 @@ def losses_of(
         return {"primary": problem.loss(primary_of(model)(batch["input"][few]), batch["primary"][few])}
     output, auxes = model(batch["input"])
     losses = {"primary": problem.loss(output[few], batch["primary"][few])}
-    losses |= {name: weight * aux.loss(auxes[name], batch[name]) for name, aux in problem.auxes.items()}
+    losses |= {name: weight * loss for name, loss in aux_losses(problem, auxes, batch).items()}
     if isinstance(model, AuxNASWrapper):
         losses["penalty"] = model.search_penalty(progress)
     return losses
+
+
+def aux_losses(problem: Problem, outputs: dict[str, Tensor], batch: Batch) -> Losses:
+    """Loss of each auxiliary task."""
+    return {name: aux.loss(outputs[name], batch[name]) for name, aux in problem.auxes.items()}
 
 
 def primary_of(model: Any) -> nn.Module:
