@@ -14,6 +14,7 @@ test-models: $(VENV)/.models
 
 bench: $(VENV)/.models
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parts.py $(ARGS)
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/quickstart.py $(ARGS)

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from auxnas_layers._engine import PRIMARY, Branch
 from auxnas_layers.errors import LayoutError, TapError, bullets
 from auxnas_layers.fusion import Fusion
-from auxnas_layers.layouts import align, check_alignable
+from auxnas_layers.layouts import Layout, align, check_alignable
 from auxnas_layers.search_space import Wire
 from auxnas_layers.survey import Seen, layout_problems, observe, trial_problems, version
 from auxnas_layers.taps import Tap
@@ -111,6 +112,7 @@ class FeatureExchange:
         }
         self.heard = {source for edges in self.open.values() for source, _ in edges.values()}
         self.features: dict[Place, tuple[Tensor, int]] = {}
+        self.aligned: dict[tuple[Place, Layout, torch.Size, torch.device], Tensor] = {}
 
     @property
     def primary_hears(self) -> bool:
@@ -136,15 +138,19 @@ class FeatureExchange:
         return fused.clone() if needed else fused
 
     def _bring(self, source: Place, target: Place, feature: Tensor) -> Tensor:
-        layouts = self.seen[source].layout, self.seen[target].layout
-        assert layouts[0] and layouts[1]  # checked when the wrapper was sized
+        """The feature of a source as its target needs it; once for all targets of one layout and shape."""
+        layout, wanted = self.seen[source].layout, self.seen[target].layout
+        assert layout and wanted  # checked when the wrapper was sized
         heard, heard_version = self.features[source]
         if version(heard) != heard_version:
             raise TapError(
                 f"{source[0]} tap {source[1]!r}: the network overwrote the feature in place after the tap, which it "
                 "did not do in the trial call in eval mode; make that operation out-of-place, or tap the layer after it"
             )
-        try:
-            return align(heard.to(feature.device), layouts[0], feature.shape, layouts[1])
-        except LayoutError as error:
-            raise LayoutError(f"{_between(source, target)}: {error}") from None
+        key = source, wanted, feature.shape, feature.device
+        if key not in self.aligned:
+            try:
+                self.aligned[key] = align(heard.to(feature.device), layout, feature.shape, wanted)
+            except LayoutError as error:
+                raise LayoutError(f"{_between(source, target)}: {error}") from None
+        return self.aligned[key]

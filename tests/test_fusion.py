@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from auxnas_layers import AuxNASError, CrossTaskFusion, LayoutError, SearchError
+from auxnas_layers.fusion import project
 
 NORMS = [None, nn.LayerNorm, nn.BatchNorm1d]
 ACTIVATIONS = {None: lambda v: v, F.relu: lambda v: max(v, 0.0), F.gelu: lambda v: v * (1 + math.erf(v / 2**0.5)) / 2}
@@ -475,3 +476,10 @@ def test_repr_tells_sizes_and_options():
     assert lazy.extra_repr() == "weights=[?, ?], own_share=1.0, start='zero', channel_dim=1"
     assert lazy.extra_repr() in repr(lazy)
     assert CrossTaskFusion(3, []).extra_repr() == "weights=[], own_share=1.0, start='zero', channel_dim=1"
+
+
+@pytest.mark.parametrize("places", [(3136,), (56, 56), (8, 16, 16)])
+def test_a_large_projection_is_the_matrix_product(places):
+    source, weight = torch.randn(2, 32, *places), torch.randn(64, 32)
+    expected = torch.einsum("cd,bd...->bc...", weight, source)
+    torch.testing.assert_close(project(source, weight), expected, atol=1e-4, rtol=1e-4)

@@ -732,3 +732,10 @@ def test_a_norm_whose_shape_is_a_number_tells_its_channels():
     norm = nn.LayerNorm(8)
     norm.normalized_shape = 8  # as norms of quantised models have it
     assert infer_layout((2, 5, 8), [norm]).text == "b n c"
+
+
+@pytest.mark.parametrize("now, sizes", [((8, 12), (4, 3)), ((14, 14), (7, 7)), ((12, 10), (3, 4)), ((9, 8), (3, 1))])
+def test_pooling_averages_as_adaptive_pooling_does(now, sizes):
+    source = torch.randn(2, 3, *now, dtype=torch.float64)
+    pooled = align(source, Layout("b c h w"), (2, 5, *sizes), Layout("b c h w"))
+    torch.testing.assert_close(pooled, torch.nn.functional.adaptive_avg_pool2d(source, sizes))
