@@ -4,13 +4,16 @@ TORCH ?= torch
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test test-models bench demo studies lint wheel clean
+.PHONY: test test-models test-studies bench demo studies lint wheel clean
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W error -n 2 -q
 
 test-models: $(VENV)/.models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models -n 2 -q $(ARGS)
+
+test-studies: $(VENV)/.studies
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studies -W error -n 2 -q $(ARGS)
 
 bench: $(VENV)/.models
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py $(ARGS)

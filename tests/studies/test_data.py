@@ -14,7 +14,7 @@ from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper
 
 @pytest.fixture
 def studies(monkeypatch):
-    folder = Path(__file__).parent.parent / "examples"
+    folder = Path(__file__).parents[2] / "examples"
     monkeypatch.setattr(sys, "path", [str(folder), str(folder / "studies"), *sys.path])
     import fashion
     import tabular

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper
 
-FOLDER = Path(__file__).parent.parent / "examples"
+FOLDER = Path(__file__).parents[2] / "examples"
 PROBLEMS = {
     "DEPTH_BY_SEGMENTATION": False,
     "DEPTH_BY_NORMALS": False,

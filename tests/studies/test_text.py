@@ -13,7 +13,7 @@ from auxnas_layers import AuxG, AuxNASWrapper
 
 @pytest.fixture
 def brown(monkeypatch):
-    folder = Path(__file__).parent.parent / "examples"
+    folder = Path(__file__).parents[2] / "examples"
     monkeypatch.setattr(sys, "path", [str(folder), str(folder / "studies"), *sys.path])
     import brown
 

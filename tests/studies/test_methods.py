@@ -1,0 +1,189 @@
+"""The methods that the studies compare, the data they get, and the tables of their runs."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import runs
+import studies
+import torch
+from methods import METHODS, OURS, SHARED, SINGLE, Heads, LookAhead, SharedBackbone, Surgery, aux_loss
+from problems import PROBLEMS
+from runs import Run
+from tables import against, regime_name
+from torchjd.aggregation import Sum
+from training import Regime, Settings, batches, choose, evaluate, fit, losses_of, primary_of
+from variants import VARIANTS
+
+from auxnas_layers import AuxNAS, ClampedGate
+
+ROOT = Path(__file__).parents[2]
+PROBLEM = PROBLEMS["depth <- segmentation"]
+QUICK = Settings(1e-3, 0.01, 2)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return PROBLEM.load(True)
+
+
+def a_batch(data, seed=0):
+    return next(batches(PROBLEM, data["train"], [torch.arange(len(data["train"]["input"]))] * 2, seed))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_method_trains_and_serves_the_primary(name, data):
+    method = VARIANTS[name]
+    model = fit(PROBLEM, method, data["train"], Regime(16, plenty=True), QUICK, seed=0)
+    net = method.export(model)
+    assert 0 < evaluate(PROBLEM, net, data["test"]) < 5000
+    if getattr(method, "served", "primary") == "primary":
+        assert type(net) is type(PROBLEM.net()) and list(net.state_dict()) == list(PROBLEM.net().state_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_primary_starts_alike_under_every_method(name, data):
+    torch.manual_seed(3)
+    expected = PROBLEM.net().state_dict()
+    torch.manual_seed(3)
+    found = primary_of(METHODS[name].build(PROBLEM, data["train"]["input"][:1])).state_dict()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_single_task_never_looks_at_auxiliary_labels(data):
+    noise = data["train"] | {"segmentation": torch.zeros_like(data["train"]["segmentation"])}
+    nets = [fit(PROBLEM, METHODS[SINGLE], train, Regime(16, True), QUICK, 0).net for train in (data["train"], noise)]
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+
+
+def test_labels_and_controls(data):
+    train = {
+        key: values + torch.arange(len(values)).view(-1, *[1] * (values.dim() - 1))
+        for key, values in data["train"].items()
+    }
+    few, labelled = choose(PROBLEM, train, Regime(10, plenty=True), 0)
+    assert len(labelled) == 10 and all(torch.equal(few[key], train[key]) for key in train)
+    both, every = choose(PROBLEM, train, Regime(10, plenty=False), 0)
+    assert torch.equal(every, torch.arange(10)) and torch.equal(both["input"], train["input"][labelled])
+    mixed, same = choose(PROBLEM, train, Regime(10, plenty=True, control="permuted"), 0)
+    assert torch.equal(same, labelled) and torch.equal(mixed["input"], train["input"])
+    assert torch.equal(mixed["primary"], train["primary"])
+    assert not torch.equal(mixed["segmentation"], train["segmentation"])
+    assert torch.equal(
+        mixed["segmentation"].flatten(1).sum(1).sort()[0], train["segmentation"].flatten(1).sum(1).sort()[0]
+    )
+    batch = next(batches(PROBLEM, few, [labelled, torch.arange(len(train["input"]))], 0))
+    assert len(batch["input"]) == 2 * PROBLEM.batch
+    wanted = {value.item() for value in few["segmentation"][labelled].flatten(1).sum(1)}
+    assert {value.item() for value in batch["segmentation"][: PROBLEM.batch].flatten(1).sum(1)} <= wanted
+
+
+def test_a_weight_multiplies_the_auxiliary_loss_alone(data):
+    torch.manual_seed(0)
+    model = Heads(PROBLEM)
+    once, thrice = (losses_of(PROBLEM, METHODS[SHARED], model, a_batch(data), 0.5, w) for w in (1.0, 3.0))
+    torch.testing.assert_close(thrice["primary"], once["primary"])
+    torch.testing.assert_close(thrice["segmentation"], 3 * once["segmentation"])
+
+
+def gradients(method, model, batch):
+    model.zero_grad()
+    method.backward(model, losses_of(PROBLEM, method, model, batch, 0.5))
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_surgery_by_a_sum_is_the_shared_backbone(data):
+    """In a layout of memory too: a fused optimiser takes the gradient's for that of the parameter."""
+    torch.manual_seed(0)
+    model = Heads(PROBLEM).to(memory_format=torch.channels_last)
+    expected = gradients(SharedBackbone(), model, a_batch(data))
+    for _ in range(2):  # and nothing is left over from one step to the next
+        torch.testing.assert_close(gradients(Surgery(aggregator=Sum), model, a_batch(data)), expected)
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    assert all(p.grad.stride() == p.stride() for p in parameters)
+
+
+def test_gates_one_step_ahead_have_the_gradient_of_the_held_out_loss(data):
+    """Against the loss itself: the primary's, after a step of the auxiliary loss under other gates."""
+    torch.manual_seed(0)
+    method = LookAhead(search=AuxNAS(primary_to_aux=ClampedGate, primary_to_aux_start=0.5), reach=1, small=1e-5)
+    model = method.build(PROBLEM, data["train"]["input"][:1]).double().eval()
+    model.search_penalty(1.0)  # closes the edges into the primary
+    held_out, training = (
+        {k: v.double() if v.is_floating_point() else v for k, v in a_batch(data, s).items()} for s in (0, 1)
+    )
+    alpha = model.gates["primary_to_segmentation"].alpha
+    weights, step = list(model.primary_net.parameters()), 1e-4
+
+    def after_a_step(gate, shift):
+        with torch.no_grad():
+            alpha[gate] += shift
+        slopes = torch.autograd.grad(
+            aux_loss(losses_of(PROBLEM, method, model, training, 0.9)), weights, allow_unused=True
+        )
+        moved = [(w, s) for w, s in zip(weights, slopes, strict=True) if s is not None]
+        with torch.no_grad():
+            for w, s in moved:
+                w -= step * s
+            loss = losses_of(PROBLEM, method, model, held_out, 0.9)["primary"].item()
+            for w, s in moved:
+                w += step * s
+            alpha[gate] -= shift
+        return loss
+
+    def look_ahead(found, find):
+        model.zero_grad()
+        method.gate_backward(model, found(), find)
+        return alpha.grad.clone()
+
+    ahead = look_ahead(
+        lambda: losses_of(PROBLEM, method, model, held_out, 0.9),
+        lambda: losses_of(PROBLEM, method, model, training, 0.9),
+    )
+    numeric = torch.tensor([after_a_step(g, 1e-4) - after_a_step(g, -1e-4) for g in range(len(alpha))]).to(ahead)
+    assert torch.nn.functional.cosine_similarity(ahead / ahead.norm(), numeric / numeric.norm(), dim=0) > 0.99
+
+
+def test_runs_resume(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    todo = [Run(PROBLEM.name, SINGLE, Regime(8, True), QUICK, seed) for seed in range(2)]
+    first = runs.complete(todo[:1], fast=True, workers=1, file=file)
+    again = runs.complete(todo, fast=True, workers=1, file=file)
+    assert again[todo[0]] == first[todo[0]] and list(again) == todo
+    assert runs.read(file) == again and len(file.read_text().splitlines()) == 2
+    assert json.loads(file.read_text().splitlines()[0])["run"]["method"] == SINGLE
+
+
+def test_a_cell_takes_the_settings_of_the_best_trial():
+    cell = studies.Cell(PROBLEM.name, OURS, Regime(300, True, "permuted"))
+    found = {run: {"error": 10.0 + i} for i, run in enumerate(cell.trials())}
+    best = cell.trials()[3]
+    found[best] = {"error": 1.0}
+    assert all(run.split == "validation" and not run.regime.control for run in found)
+    assert [run.settings for run in cell.runs(found, 2)] == [best.settings] * 2
+    done = cell.runs(found, 3)
+    assert cell.errors(found | {done[1]: {"error": 7.0}}, 3) == {1: 7.0}
+    matched = replace(cell, method="single-task, 4x steps")
+    assert matched.trials() == replace(cell, method=SINGLE).trials()
+
+
+def test_differences_are_paired():
+    ours, base = {0: 10.0, 1: 21.0, 2: 33.0, 5: 1.0}, {0: 12.0, 1: 22.0, 2: 36.0, 4: 0.0}
+    assert against(ours, base) == "-2.0 +- 2.5, 3 of 3"
+    assert against(ours, base, percent=True) == "-8.6 +- 10.6 %, 3 of 3"
+    assert against(ours, {0: 1.0}) == ""
+    assert [regime_name(regime) for regime in studies.GRID][:3] == ["100 / all", "300 / all", "100 / 100"]
+
+
+@pytest.mark.parametrize("study", studies.STUDIES)
+def test_every_path_of_a_study_runs(study, tmp_path):
+    script = str(ROOT / "examples" / "studies" / "run.py")
+    done = subprocess.run(
+        [sys.executable, script, study, "--fast", "--workers", "1"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if line.startswith("|")]) > 8
+    assert not list(tmp_path.iterdir())
