@@ -52,12 +52,14 @@ def main_table(cells: list[Cell], found: Found, seeds: int) -> None:
     """For each problem, every method against single-task and the shared backbone, and its settings."""
     for problem in dict.fromkeys(cell.problem for cell in cells):
         row_cells = [cell for cell in cells if cell.problem == problem]
-        errors = {cell: cell.errors(found, seeds) for cell in row_cells}
-        base = {cell.method: errors[cell] for cell in row_cells if not cell.regime.control}
+        errors = {cell: values for cell in row_cells if (values := cell.errors(found, seeds))}
+        if not errors:
+            continue
+        base = {cell.method: values for cell, values in errors.items() if not cell.regime.control}
         print(f"{problem}: {PROBLEMS[problem].metric}; {seeds} seeds; 100 samples with the primary label\n")
         show(
             ("method", "error", "minus single-task", "minus shared backbone", "lr, decay, steps, aux. weight"),
-            (_main_row(cell, values, base, found) for cell, values in errors.items() if values),
+            (_main_row(cell, values, base, found) for cell, values in errors.items()),
         )
 
 
@@ -65,7 +67,7 @@ def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Fou
     name = f"{cell.method}, labels permuted" if cell.regime.control else cell.method
     s = tuned(found, cell.problem, cell.method, cell.regime)
     settings = f"{s.lr:g}, {s.weight_decay:g}, {s.steps}" + f", {s.aux_weight:g}" * (SINGLE not in cell.method)
-    return name, average(values), against(values, base[SINGLE]), against(values, base[SHARED]), settings
+    return name, average(values), against(values, base.get(SINGLE, {})), against(values, base.get(SHARED, {})), settings
 
 
 def grid_table(cells: list[Cell], found: Found, seeds: int) -> None:
