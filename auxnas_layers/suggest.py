@@ -16,6 +16,7 @@ from auxnas_layers.taps import Path, Point, Select, Tap, TapLike, features, is_f
 MOST_TAPS = 12
 _MOSTLY = 0.5  # share of a network's layers from which on blocks that are alike are the network
 _DOMINATES = 0.6  # share above which one part is looked into instead of tapped
+_TOKENS = 3  # axes of a feature with places; those with fewer are of a head, if others have them
 _MATTERS = 0.15  # share below which a part beside others is not looked into
 
 
@@ -120,9 +121,10 @@ class _Recorder:
             output = put_feature(output, path, tensor)
         return output
 
-    def select(self, used: set[int]) -> Select:
-        """Where the first feature is that is used, or else the first; `None` if there is no choice."""
+    def select(self, used: set[int], batch: int | None) -> Select:
+        """Where the first feature is that is used, of all samples if one is; `None` if there is no choice."""
         paths = [path for path, tensor in self.found.items() if id(tensor) in used] or list(self.found)
+        paths = [path for path in paths if batch in self.found[path].shape] or paths
         if not self.several or not paths:
             return None
         return paths[0][0] if len(paths[0]) == 1 else paths[0]
@@ -166,11 +168,11 @@ class _Network:
             name for name, one in recorders.items() if any(t is end for t in one.found.values() for end in outputs)
         }
         self.unused = {name for name, one in recorders.items() if not any(id(t) in used for t in one.found.values())}
-        self.selects = {name: one.select(used) for name, one in recorders.items() if one.called}
-        self.seen, order = observe(net, call, [Point(name, select=select) for name, select in self.selects.items()])
-        self.order = {name: i for i, name in enumerate(order)}
         tensors = [tensor for _, tensor in features((call.args, dict(call.kwargs))) if tensor.dim()]
         self.batch = tensors[0].shape[0] if tensors else None
+        self.selects = {name: one.select(used, self.batch) for name, one in recorders.items() if one.called}
+        self.seen, order = observe(net, call, [Point(name, select=select) for name, select in self.selects.items()])
+        self.order = {name: i for i, name in enumerate(order)}
         self.work: dict[str, int] = dict.fromkeys(self.modules, 0)
         for leaf in order:
             if not any(True for _ in self.modules[leaf].children()):
@@ -186,8 +188,8 @@ class _Network:
         """
         names = sorted(set(self._units("")), key=self.order.__getitem__)
         inner = [name for name in names if name not in self.returned or self._is_compound(name)] or names
-        most = max((self._rank(name) for name in inner), default=0)
-        names = self._stage_ends([name for name in inner if self._rank(name) == most] if len(inner) > 2 else inner)
+        least = min(max(map(self._rank, inner), default=0), _TOKENS)
+        names = self._stage_ends([name for name in inner if self._rank(name) >= least] if len(inner) > 2 else inner)
         if not names:
             raise TapError(
                 f"no layer of the {self.role} network ({type(self.net).__name__}) can be tapped on these inputs; "
@@ -271,7 +273,11 @@ class _Network:
         return len(self.seen[name].shape or ())
 
     def _kind(self, name: str) -> str:
-        return type(self.modules[name]).__name__
+        """The class of a layer; a sequence of stages is not like a sequence of layers."""
+        module = self.modules[name]
+        if type(module) is nn.Sequential and type(next(module.children(), None)) is nn.Sequential:
+            return "stages"
+        return type(module).__name__
 
     def _is_compound(self, name: str) -> bool:
         return any(True for _ in self.modules[name].children())

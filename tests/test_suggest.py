@@ -83,6 +83,54 @@ class Tuples(nn.Module):
         return self.head(x)
 
 
+class Patches(nn.Module):
+    """Blocks that hand on features of each patch, with patches in the place of samples, and of each sample."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            pixels, patches = x
+            pixels = self.inner(pixels)
+            return pixels, self.outer(patches) + pixels.mean(1).view_as(patches)
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList([self.Block() for _ in range(3)]), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = x.flatten(0, 1), x.mean(2)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x[1].mean(1))
+
+
+class Hybrid(nn.Module):
+    """Convolutional stages, then blocks of tokens, then rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolutions = nn.Sequential(*(conv(3 if i == 0 else 4, 4, 2) for i in range(2)))
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.GELU()) for _ in range(2)))
+        self.pre_head, self.head = nn.Sequential(nn.Linear(4, 4), nn.GELU()), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.pre_head(self.blocks(self.convolutions(x).flatten(2).mT).mean(1)))
+
+
+class Sequences(nn.Sequential):
+    """A stem, a sequence of stages and a head, each a mere sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.stages = nn.Sequential(*(nn.Sequential(*(conv(4, 4) for _ in range(2))) for _ in range(3)))
+        self.pre_head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
+        self.head = nn.Conv2d(4, 2, 1)
+
+
 def mlp(out):
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, out))
 
@@ -99,9 +147,15 @@ ROWS = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
         (Vit, torch.randn(2, 3, 8, 8), ["blocks.0", "blocks.1", "blocks.2"]),
         (lambda: mlp(3), ROWS, ["1", "4"]),
         (Tuples, ROWS, [Tap(f"blocks.{i}", primary_select=1, aux_select=1) for i in range(3)]),
+        (Patches, torch.randn(2, 5, 6, 4), [Tap(f"blocks.{i}", primary_select=1, aux_select=1) for i in range(3)]),
+        (Hybrid, IMAGES, ["convolutions.0", "convolutions.1", "blocks.0", "blocks.1"]),
+        (Sequences, IMAGES, ["stages.0", "stages.1", "stages.2"]),
         (Recurrent, torch.randn(2, 4, 9), [Tap("lstm", primary_select=0, aux_select=0), "norm"]),
     ],
-    ids=["stages", "numbered stages", "encoder and decoder", "transformer", "layers", "tuples", "recurrent"],
+    ids=[
+        *["stages", "numbered stages", "encoder and decoder", "transformer", "layers", "tuples", "patches", "hybrid"],
+        *["sequences", "recurrent"],
+    ],
 )
 def test_stages_and_blocks_are_found(make, inputs, expected):
     taps = suggest_taps(make(), make(), inputs)

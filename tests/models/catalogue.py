@@ -406,6 +406,44 @@ def smp(name: str) -> Model:
     return Model("segmentation_models_pytorch", name, make, images(160 if name in ("DPT", "PAN") else 64))
 
 
+# pytorchcv: segmentation, poses, speech, faces, optical flow and classification that the others lack
+
+_CIFAR = """
+    nin ror3_56 rir shakeshakeresnet20_2x16d resdropresnet20 shakedropresnet20 fractalnet pyramidnet110_a48
+    wrn20_10_1bit preresnet20 diapreresnet20 msdnet22 xdensenet40_2_k24_bc
+""".split()
+_IMAGENET = """
+    condensenet74_c4_g4 peleenet darknet_ref channelnet espnetv2_wd2 dicenet_wd5 hardnet39ds squeezeresnet_v1_0
+    sqnxt23_w1 shufflenet_g1_wd4 menet108_8x1_g3 fdmobilenet_wd4 igcv3_wd4 darts fbnet_cb mixnet_s octresnet10_ad2
+    sharesnet18 isqrtcovresnet18
+""".split()
+_CITYSCAPES = """
+    icnet_resnetd50b fastscnn cgnet dabnet sinet fpenet ctxnet lednet esnet edanet enet erfnet segnet
+    sqnet espcnet
+""".split()
+_HEATMAPS = """
+    alphapose_fastseresnet101b_coco simplepose_resnet18_coco lwopenpose2d_mobilenet_cmupan_coco
+    lwopenpose3d_mobilenet_cmupan_coco centernet_resnet18_voc
+""".split()
+_SPEECH = ["jasper5x3", "quartznet5x5_en_ls"]
+
+
+def pytorchcv(name: str, inputs: Callable[[], Inputs], **options: Any) -> Model:
+    def make() -> nn.Module:
+        return importlib.import_module("pytorchcv.model_provider").get_model(name, pretrained=False, **options)
+
+    return Model("pytorchcv", name, make, inputs)
+
+
+def speech() -> Inputs:
+    return Inputs((torch.randn(2, 64, 40), torch.tensor([40, 32])))
+
+
+def spoken_by(*shape: int) -> Callable[[], Inputs]:
+    """Windows of sound, and whose voice it is."""
+    return lambda: Inputs((torch.randn(2, *shape), torch.tensor([3, 5])))
+
+
 MODELS = [
     *(torchvision(name, images(size)) for size, names in _TORCHVISION.items() for name in names),
     *(torchvision(name, videos(224 if name == "s3d" else 64)) for name in _VIDEO),
@@ -415,6 +453,19 @@ MODELS = [
     *(transformers(kind, pixels(size)) for size, kinds in _VISION.items() for kind in kinds),
     *(transformers(kind, spectra if kind == "whisper" else waves) for kind in _AUDIO),
     *(smp(name) for name in _SMP),
+    *(pytorchcv(f"{name}_cifar10", images(32)) for name in _CIFAR),
+    *(pytorchcv(name, images(224)) for name in _IMAGENET),
+    *(pytorchcv(f"{name}_cityscapes", images(128), in_size=(128, 128)) for name in _CITYSCAPES),
+    *(pytorchcv(name, images(64), in_size=(64, 64), return_heatmap=True) for name in _HEATMAPS),
+    *(pytorchcv(name, speech, from_audio=False) for name in _SPEECH),
+    pytorchcv("danet_resnetd50b_cityscapes", images(64), in_size=(64, 64)),
+    pytorchcv("bisenet_resnet18_celebamaskhq", images(128), in_size=(128, 128)),
+    pytorchcv("lffd20x5s320v2_widerface", images(160)),
+    pytorchcv("superpointnet", lambda: Inputs((torch.randn(2, 1, 64, 64),))),
+    pytorchcv("raft_small", lambda: Inputs((torch.randn(2, 3, 128, 128), torch.randn(2, 3, 128, 128)))),
+    pytorchcv("propainter_rfc", lambda: Inputs((torch.randn(2, 5, 2, 64, 64), torch.rand(2, 5, 1, 64, 64)))),
+    pytorchcv("voca8flame", spoken_by(1, 16, 29)),
+    pytorchcv("nvpattexp116bazel76", spoken_by(8, 16, 29)),
 ]
 
 BY_NAME = {repr(model): model for model in MODELS}
