@@ -313,6 +313,27 @@ def test_interrupting_a_forward_leaves_nothing_behind():
     wrapper(X)
 
 
+def test_a_thread_whose_start_was_interrupted_before_it_ran_ends_by_itself(monkeypatch):
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        late = threading.Timer(0.2, start, (thread,))
+        start(late)
+        raise KeyboardInterrupt
+
+    wrapper = wrap()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "start", interrupted)
+        wrapper(X)
+    time.sleep(0.4)
+    for _ in range(100):
+        if not workers():
+            break
+        time.sleep(0.05)
+    assert not workers()
+    wrapper(X)
+
+
 # Pitfall 7: exceptions, and networks that swallow them
 
 

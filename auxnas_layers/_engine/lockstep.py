@@ -61,9 +61,11 @@ class _Coroutine:
 
     def close(self) -> None:
         """End it if it is still alive, and wait until it has ended."""
-        while self._live and self._thread.is_alive():  # a forward may swallow the cancellation: repeat
-            self._inbox.put((None, _Cancelled()))
+        if self._live:
+            self._inbox.put((None, _Cancelled()))  # also for a thread whose start was interrupted before it ran
+        while self._live and self._thread.is_alive():
             self._thread.join(0.05)
+            self._inbox.put((None, _Cancelled()))  # a forward may swallow the cancellation: repeat
         self._live = False
 
     def _receive(self) -> Any:
