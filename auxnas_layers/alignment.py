@@ -1,7 +1,7 @@
 """Does this auxiliary task help? How its gradient agrees with that of the primary's loss on held-out samples."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from statistics import mean, stdev
 
@@ -27,9 +27,6 @@ class Alignment:
     Args:
         wrapper: The two networks.
 
-    Raises:
-        SearchError: If no parameter of the primary requires gradients.
-
     >>> from auxnas_layers import AuxNASWrapper
     >>> nets = [torch.nn.Sequential(torch.nn.Linear(4, 4)) for _ in range(2)]
     >>> wrapper = AuxNASWrapper(*nets, ["0"], example_inputs=torch.ones(2, 4))
@@ -42,27 +39,27 @@ class Alignment:
 
     def __init__(self, wrapper: JoinedNets) -> None:
         self._wrapper = wrapper
-        self._parameters = [p for p in wrapper.primary_net.parameters() if p.requires_grad]
-        if not self._parameters:
-            raise SearchError("no parameter of the primary requires gradients, so no auxiliary can help or harm it")
         self.cosines: dict[str, list[float]] = {}
 
     def measure(
         self, primary_loss: Callable[[], Tensor], aux_loss: Callable[[], Tensor | Mapping[str, Tensor]]
     ) -> None:
-        """Take one measurement.
+        """Take one measurement, on other samples each time; between two steps, not between forward and backward.
 
-        Both networks are in train mode meanwhile, since statistics of norms that lag behind mislead it; they, their
-        buffers, the random state and every ``.grad`` are afterwards as before.
+        The networks' training flags count, so call it where they are as in training: with the running statistics of
+        batch norms, which lag behind, both gradients have a direction in common that is not the tasks'. Buffers,
+        random state and every ``.grad`` are afterwards as before.
 
         Args:
             primary_loss: Computes the primary's loss on held-out samples.
             aux_loss: Computes the auxiliary's loss on samples that it is trained on; of several, a mapping from names.
 
         Raises:
-            SearchError: If a loss does not depend on the primary's parameters.
+            SearchError: If the wrapper is in eval mode, or a gradient is missing or not finite.
         """
-        with undisturbed(self._wrapper, training=True), torch.enable_grad():
+        if not self._wrapper.training:
+            raise SearchError("the wrapper is in eval mode; measure in train mode: wrapper.train()")
+        with undisturbed(self._wrapper, training=None), torch.enable_grad():
             held_out = self._gradient("primary_loss", primary_loss())
             found = aux_loss()
             losses = found if isinstance(found, Mapping) else {"aux": found}
@@ -72,13 +69,19 @@ class Alignment:
             self.cosines.setdefault(name, []).append(cosine.item())
 
     def _gradient(self, name: str, loss: Tensor) -> Tensor:
+        parameters = [p for p in self._wrapper.primary_net.parameters() if p.requires_grad]
+        if not parameters:
+            raise SearchError("no parameter of the primary requires gradients, so no auxiliary can help or harm it")
         if not loss.requires_grad:
             raise SearchError(f"{name} has no gradient; compute it anew at each call, outside torch.no_grad()")
-        found = torch.autograd.grad(loss, self._parameters, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise SearchError(f"{name} does not depend on the primary: compute it from the wrapper's own networks")
-        pairs = zip(found, self._parameters, strict=True)
-        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs])
+        pairs = zip(found, parameters, strict=True)
+        flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs])
+        if not flat.isfinite().all():
+            raise SearchError(f"the gradient of {name} is not finite; check the loss")
+        return flat
 
     def evidence(self, aux: str = "aux") -> tuple[float, float]:
         """Mean cosine and its standard error, unitless.
@@ -93,12 +96,16 @@ class Alignment:
 
     def helps(self, aux: str = "aux") -> bool:
         """Whether the mean cosine is above 0 by more than two standard errors."""
-        average, error = self.evidence(aux)
-        return average > STANDARD_ERRORS * error
+        self.evidence(aux)
+        return is_positive(self.cosines[aux])
 
     def check(self) -> None:
-        """Warn, by an `AuxiliaryWarning`, of every auxiliary of which nothing says that it helps."""
-        for name in self.cosines:
+        """Warn, by an `AuxiliaryWarning`, of every auxiliary of which nothing says that it helps.
+
+        Raises:
+            SearchError: If there are fewer than 10 measurements.
+        """
+        for name in self.cosines or ["aux"]:
             if not self.helps(name):
                 average, error = self.evidence(name)
                 warnings.warn(
@@ -111,3 +118,12 @@ class Alignment:
     def __repr__(self) -> str:
         lines = [f"{name}: {mean(found):+.3f} over {len(found)}" for name, found in self.cosines.items()]
         return f"Alignment({'; '.join(lines)})"
+
+
+def is_positive(values: Sequence[float]) -> bool:
+    """Whether the mean is above 0 by more than two standard errors.
+
+    >>> is_positive([0.1, 0.3] * 5), is_positive([-0.2, 0.3] * 5)
+    (True, False)
+    """
+    return mean(values) > STANDARD_ERRORS * stdev(values) / sqrt(len(values))

@@ -70,8 +70,8 @@ def as_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
 
 
 @contextmanager
-def undisturbed(*nets: nn.Module, training: bool = False) -> Iterator[None]:
-    """Run `nets` on trial, in eval mode by default; afterwards training flags, buffers, random states are as before.
+def undisturbed(*nets: nn.Module, training: bool | None = False) -> Iterator[None]:
+    """Run `nets` on trial, in eval mode, or as they are (None); then flags, buffers and random states are as before.
 
     >>> net = nn.BatchNorm1d(2)
     >>> with undisturbed(net):
@@ -88,8 +88,8 @@ def undisturbed(*nets: nn.Module, training: bool = False) -> Iterator[None]:
     devices = {tensor.device for net in nets for tensor in net.parameters() if tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False):
         try:
-            for module in modules:  # not by eval() or train(), which may run code of the user's
-                module.training = training
+            for module, before in modules.items():  # not by eval() or train(), which may run code of the user's
+                module.training = before if training is None else training
             yield
         finally:
             for module, training in modules.items():

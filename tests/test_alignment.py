@@ -78,22 +78,23 @@ class Noisy(nn.Module):
         return self.last(self.drop(self.norm(self.first(x))))
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_measuring_leaves_no_trace(training):
+def test_measuring_leaves_no_trace():
     net = Noisy()
-    wrapper = AuxNASWrapper(net, Noisy(), ["first", "norm"], example_inputs=torch.ones(2, 2)).train(training)
+    wrapper = AuxNASWrapper(net, Noisy(), ["first", "norm"], example_inputs=torch.ones(2, 2))
+    wrapper.aux_net.norm.eval()  # as frozen norms are
     wrapper(torch.randn(6, 2)).primary.sum().backward()
     state = {key: value.clone() for key, value in wrapper.state_dict().items() if isinstance(value, torch.Tensor)}
+    flags = {module: module.training for module in wrapper.modules()}
     grads = {key: None if p.grad is None else p.grad.clone() for key, p in wrapper.named_parameters()}
     random, modes = torch.get_rng_state(), []
 
     def primary_loss():
-        modes.append(net.norm.training)
+        modes.append((net.norm.training, wrapper.aux_net.norm.training))
         return wrapper.primary_net(torch.randn(6, 2)).square().mean()
 
     with torch.no_grad():
         Alignment(wrapper).measure(primary_loss, lambda: wrapper(torch.randn(6, 2)).aux.square().mean())
-    assert modes == [True] and {module.training for module in wrapper.modules()} == {training}
+    assert modes == [(True, False)] and {module: module.training for module in wrapper.modules()} == flags
     assert all(torch.equal(state[key], value) for key, value in wrapper.state_dict().items() if key in state)
     for key, parameter in wrapper.named_parameters():
         assert (parameter.grad is None) == (grads[key] is None)
@@ -102,11 +103,11 @@ def test_measuring_leaves_no_trace(training):
 
 
 def test_an_exception_from_a_loss_leaves_no_trace_either():
-    wrapper = wrap().eval()
-    alignment = Alignment(wrapper)
+    wrapper = AuxNASWrapper(Noisy(), Noisy(), ["first"], example_inputs=torch.ones(2, 2))
+    alignment, mean = Alignment(wrapper), wrapper.primary_net.norm.running_mean.clone()
     with pytest.raises(KeyError):
-        alignment.measure(lambda: wrapper.primary_net(torch.ones(1, 2)).sum(), lambda: {}["missing"])
-    assert not wrapper.training and not alignment.cosines
+        alignment.measure(lambda: wrapper.primary_net(torch.randn(4, 2)).sum(), lambda: {}["missing"])
+    assert torch.equal(wrapper.primary_net.norm.running_mean, mean) and not alignment.cosines
 
 
 def test_frozen_parameters_do_not_count():
@@ -120,9 +121,13 @@ def test_frozen_parameters_do_not_count():
 def test_what_is_wrong_is_said():
     wrapper = wrap()
     alignment, x = Alignment(wrapper), torch.ones(2, 2)
-    with pytest.raises(SearchError, match="no parameter of the primary requires gradients"):
-        Alignment(wrap(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False)))
     loss = wrapper.primary_net(x).sum()
+    with pytest.raises(SearchError, match="no parameter of the primary requires gradients"):
+        Alignment(wrap(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False))).measure(lambda: loss, lambda: loss)
+    with pytest.raises(SearchError, match="the wrapper is in eval mode; measure in train mode"):
+        Alignment(wrap().eval()).measure(lambda: loss, lambda: loss)
+    with pytest.raises(SearchError, match="the gradient of aux is not finite"):
+        alignment.measure(lambda: loss, lambda: wrapper.primary_net(x).sum() * float("nan"))
     with pytest.raises(SearchError, match="primary_loss has no gradient; compute it anew at each call, outside"):
         alignment.measure(lambda: loss.detach(), lambda: loss)
     other = nn.Linear(2, 1)
@@ -131,6 +136,8 @@ def test_what_is_wrong_is_said():
     assert not alignment.cosines
     with pytest.raises(SearchError, match="0 measurements of 'aux'; measure at least 10 times"):
         alignment.helps()
+    with pytest.raises(SearchError, match="0 measurements of 'aux'"):
+        alignment.check()
     for _ in range(9):
         alignment.measure(lambda: loss, lambda: loss)
     with pytest.raises(SearchError, match="9 measurements of 'aux'"):

@@ -35,13 +35,13 @@ class Method:
     """The primary network by itself, and what other methods change of that.
 
     Args:
-        steps: Training steps, over those that a run is given.
+        same_compute: Whether to take so many more steps that training costs as much as that of two networks.
         auxiliary: Whether there is anything but the primary network.
         halves: Whether a step is a gate step on one half of the data and a weight step on the other.
         alone_from: Progress from which on the primary network is trained by itself.
     """
 
-    steps: int = 1
+    same_compute: bool = False
     auxiliary: bool = True
     halves: bool = False
     alone_from: float = 1.0
@@ -50,12 +50,17 @@ class Method:
         """The model to train."""
         return Alone(problem.net())
 
+    def weights(self, model: Any) -> list[dict[str, Any]]:
+        """Groups of parameters of the weight optimiser."""
+        joined = isinstance(model, AuxNASWrapper)
+        return [{"params": list(model.weight_parameters() if joined else model.parameters())}]
+
     def backward(self, model: nn.Module, losses: Losses) -> None:
         """Gradients of a weight step."""
         torch.stack(list(losses.values())).sum().backward()
 
-    def gate_backward(self, model: nn.Module, losses: Losses, find: Callable[[], Losses]) -> None:
-        """Gradients of a gate step, where it is not one with the weight step; `find` gives the losses anew."""
+    def gate_backward(self, model: nn.Module, losses: Losses, ahead: Callable[[], Losses]) -> None:
+        """Gradients of a gate step of its own; `ahead` gives the losses of the weight step that comes next."""
         self.backward(model, losses)
 
     def export(self, model: Any) -> nn.Module:
@@ -125,6 +130,8 @@ class CosineSimilarity(Aggregator):
 class Uncertainty(SharedBackbone):
     """A shared backbone whose losses have learned weights (Kendall et al., CVPR 2018): ``exp(-s) L + s``."""
 
+    lr: float = 1e-2  # of s, which would hardly move at that of the weights
+
     def build(self, problem: Problem, example: Tensor) -> nn.Module:
         """A head and a log-variance for each task."""
         model = super().build(problem, example)
@@ -132,6 +139,12 @@ class Uncertainty(SharedBackbone):
             {task: nn.Parameter(torch.zeros(())) for task in ("primary", *problem.auxes)}
         )
         return model
+
+    def weights(self, model: Any) -> list[dict[str, Any]]:
+        """The log-variances in a group of their own, without decay."""
+        variances = list(model.log_variances.parameters())
+        others = [p for p in model.parameters() if all(p is not s for s in variances)]
+        return [{"params": others}, {"params": variances, "lr": self.lr, "weight_decay": 0.0}]
 
     def backward(self, model: Any, losses: Losses) -> None:
         """Gradients of the weighted losses."""
@@ -197,20 +210,21 @@ class LookAhead(Joined):
     halves: bool = True
     small: float = 1e-2
 
-    def gate_backward(self, model: Any, losses: Losses, find: Callable[[], Losses]) -> None:
+    def gate_backward(self, model: Any, losses: Losses, ahead: Callable[[], Losses]) -> None:
         """Gradients of the primary's loss in its own gates, and ahead in those towards the auxiliary."""
         weights = list(model.primary_net.parameters())
-        ahead = [gate.alpha for name, gate in model.gates.items() if not name.endswith("to_primary")]
+        gates = [gate.alpha for name, gate in model.gates.items() if not name.endswith("to_primary")]
         (losses["primary"] + losses["penalty"]).backward()  # for gates towards the primary, this is all
         gradients = [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights]
         scale = (self.small / torch.stack([g.norm() for g in gradients]).norm().clamp(min=1e-12)).item()
+        slopes = []
+        for shift in (scale, -2 * scale):  # from w up to w + small g, and down to w - small g
+            _move_(weights, gradients, shift)
+            options = {"allow_unused": True, "materialize_grads": True}  # gates that have all closed are not used
+            slopes.append(torch.autograd.grad(aux_loss(ahead()), gates, **options))
         _move_(weights, gradients, scale)
-        above = torch.autograd.grad(aux_loss(find()), ahead)
-        _move_(weights, gradients, -2 * scale)
-        below = torch.autograd.grad(aux_loss(find()), ahead)
-        _move_(weights, gradients, scale)
-        for alpha, high, low in zip(ahead, above, below):
-            alpha.grad = low - high
+        for alpha, above, below in zip(gates, *slopes):
+            alpha.grad = below - above
 
 
 @torch.no_grad()
@@ -254,16 +268,18 @@ PAPER = PaperSearch(
     start="zero",
 )
 BOTH = Joined(search=FixedArchitecture(), reach=1, served="both")
-SINGLE, MATCHED, SHARED, AUX_G, OURS = "single-task", "single-task, 4x steps", "shared backbone", "Aux-G", "ours"
+SINGLE, MATCHED, SHARED = "single-task", "single-task, same compute", "shared backbone"
+AUX_G, OURS = "Aux-G", "ours"
 METHODS: dict[str, Method] = {
     SINGLE: Method(auxiliary=False),
-    MATCHED: Method(auxiliary=False, steps=4),
+    MATCHED: Method(auxiliary=False, same_compute=True),
     SHARED: SharedBackbone(),
     "shared, PCGrad": Surgery(aggregator=PCGrad),
     "shared, UPGrad": Surgery(aggregator=UPGrad),
     "shared, gradient cosine": Surgery(aggregator=CosineSimilarity),
     "shared, uncertainty": Uncertainty(),
     AUX_G: Joined(search=AuxG(own_share=1.0, start="zero")),
+    "Aux-G, our start": Joined(search=AuxG()),
     "Aux-NAS, paper": Joined(search=PAPER, halves=True),
     "cross-stitch": replace(BOTH, fusion=CrossStitchFusion),
     "NDDR-CNN": replace(BOTH, fusion=NDDRFusion),

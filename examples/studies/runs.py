@@ -55,7 +55,9 @@ def execute(run: Run, fast: bool) -> dict[str, Any]:
 def read(file: Path = FILE) -> dict[Run, dict[str, Any]]:
     """All results so far."""
     results = {}
-    for line in file.read_text().splitlines() if file.exists() else ():
+    for line in file.read_text().splitlines(keepends=True) if file.exists() else ():
+        if not line.endswith("\n"):
+            continue  # the last one was interrupted
         found = json.loads(line)
         run, regime, settings = found["run"], Regime(**found["run"]["regime"]), Settings(**found["run"]["settings"])
         results[Run(**run | {"regime": regime, "settings": settings})] = found["found"]
@@ -70,9 +72,15 @@ def complete(runs: Sequence[Run], fast: bool = False, workers: int = 0, file: Pa
         PROBLEMS[name].load(fast)  # made before processes ask for it at once
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         running = {pool.submit(execute, run, fast): run for run in missing}
+        failed = []
         for done in tqdm(as_completed(running), "runs", len(missing), disable=not missing):
-            run = running[done]
+            run, error = running[done], done.exception()
+            if error:
+                failed.append((run, error))
+                continue
             results[run] = done.result()
             with file.open("a") as lines:
                 lines.write(json.dumps({"run": asdict(run), "found": results[run]}) + "\n")
+    if failed:
+        raise RuntimeError(f"{len(failed)} runs failed; the first: {failed[0][0]}") from failed[0][1]
     return results

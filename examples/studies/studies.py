@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import isnan
 from typing import Any
 
 from methods import AUX_G, MATCHED, METHODS, OURS, SHARED, SINGLE
@@ -18,15 +19,16 @@ FEW, ALL = Regime(100, plenty=True), Regime(0, plenty=False)
 GRID = (FEW, Regime(300, True), Regime(100, False), Regime(300, False), Regime(1000, False), ALL)
 """Regimes of the main problems; of the others `FEW` and `ALL`."""
 TRIALS = (
-    Settings(1e-3, 0.01, 600, 3.0),
+    Settings(3e-3, 0.01, 1200, 3.0),
     Settings(1e-3, 0.1, 1200, 10.0),
     Settings(3e-3, 0.01, 600, 1.0),
-    Settings(3e-3, 0.01, 1200, 3.0),
     Settings(3e-3, 0.1, 600, 10.0),
-    Settings(1e-3, 0.01, 1200, 0.3),
-    Settings(1e-2, 0.1, 1200, 1.0),
-    Settings(3e-3, 0.1, 1200, 0.1),
+    Settings(1e-3, 0.01, 1200, 3.0),
+    Settings(1e-2, 0.1, 1200, 3.0),
+    Settings(1e-3, 0.01, 600, 0.3),
+    Settings(3e-3, 0.01, 2400, 10.0),
 )
+"""Of the main problems; of the others the first four."""
 TUNING_SEED = 100  # of no other run
 
 Found = Mapping[Run, Mapping[str, Any]]
@@ -34,37 +36,41 @@ Found = Mapping[Run, Mapping[str, Any]]
 
 def trials(problem: str, method: str, regime: Regime) -> list[Run]:
     """What the settings of a method are chosen from, by validation samples: the same for every method."""
-    method = SINGLE if method == MATCHED else method
-    judged = FEW if 0 < regime.labels < 1000 else ALL
-    return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in TRIALS]
-
-
-def tuned(found: Found, problem: str, method: str, regime: Regime) -> Settings:
-    """The settings of the trial with the least error."""
-    return min(trials(problem, method, regime), key=lambda run: found[run]["error"]).settings
+    judged = replace(FEW if 0 < regime.labels < 1000 else ALL, control=regime.control)
+    settings = TRIALS if problem in MAIN else TRIALS[:4]
+    return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in settings]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method in a regime, over seeds."""
+    """A method in a regime, over seeds.
+
+    Args:
+        problem, method, regime: See `Run`.
+        like: Another cell whose settings it takes; otherwise it is tuned by itself.
+        split, watched: See `Run`.
+    """
 
     problem: str
     method: str
     regime: Regime
-    tuned_as: str = ""  # another method whose settings are taken
+    like: "Cell | None" = None
     split: str = "test"
     watched: bool = False
 
     def trials(self) -> list[Run]:
         """The trials that decide its settings."""
-        return trials(self.problem, self.tuned_as or self.method, self.regime)
+        return self.like.trials() if self.like else trials(self.problem, self.method, self.regime)
+
+    def settings(self, found: Found) -> Settings:
+        """Those of the trial with the least error; one that has diverged is not taken."""
+        return min(self.trials(), key=lambda run: (isnan(found[run]["error"]), found[run]["error"])).settings
 
     def runs(self, found: Found, seeds: int) -> list[Run]:
         """Its runs, with the best settings."""
-        settings = tuned(found, self.problem, self.tuned_as or self.method, self.regime)
+        settings, watched = self.settings(found), self.watched
         return [
-            Run(self.problem, self.method, self.regime, settings, seed, self.split, self.watched)
-            for seed in range(seeds)
+            Run(self.problem, self.method, self.regime, settings, seed, self.split, watched) for seed in range(seeds)
         ]
 
     def errors(self, found: Found, seeds: int) -> dict[int, float]:
@@ -93,14 +99,15 @@ def grid_cells() -> list[Cell]:
 
 def ablation_cells() -> list[Cell]:
     """Every change of the default, under the settings of the default, on validation levels."""
-    names = (SINGLE, SHARED, OURS, *(name for group in ABLATIONS.values() for name in group))
-    return [Cell(MAIN[0], name, FEW, name if name in (SINGLE, SHARED) else OURS, "validation") for name in names]
+    own = [Cell(MAIN[0], name, FEW, split="validation") for name in (SINGLE, SHARED, OURS)]
+    changed = [name for group in ABLATIONS.values() for name in group]
+    return own + [Cell(MAIN[0], name, FEW, own[-1], "validation") for name in changed]
 
 
 def harm_cells() -> list[Cell]:
-    """Auxiliaries that cannot help, or are far too strong, where labels are few and where all have them."""
+    """Auxiliaries that cannot help, or are far too strong, under the settings of true ones."""
     return [
-        Cell(problem, method, replace(regime, control=control), watched=method == OURS)
+        Cell(problem, method, replace(regime, control=control), Cell(problem, method, regime), watched=method == OURS)
         for problem in HARM
         for regime in (FEW, ALL)
         for control in ("", "permuted", "too strong")

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from math import sqrt
-from statistics import mean, stdev
+from statistics import mean
 
-from methods import OURS, SHARED, SINGLE
+from methods import METHODS, OURS, SHARED, SINGLE
 from problems import PROBLEMS
-from studies import Cell, Found, tuned
+from studies import Cell, Found
 from study import interval
 from training import Regime
 from variants import ABLATIONS
 
-from auxnas_layers.alignment import STANDARD_ERRORS
+from auxnas_layers.alignment import is_positive
 
 Errors = Mapping[int, float]
 """Error by seed."""
@@ -56,7 +55,7 @@ def main_table(cells: list[Cell], found: Found, seeds: int) -> None:
         if not errors:
             continue
         base = {cell.method: values for cell, values in errors.items() if not cell.regime.control}
-        print(f"{problem}: {PROBLEMS[problem].metric}; {seeds} seeds; 100 samples with the primary label\n")
+        print(f"{problem}: {PROBLEMS[problem].metric}; 100 samples with the primary label\n")
         show(
             ("method", "error", "minus single-task", "minus shared backbone", "lr, decay, steps, aux. weight"),
             (_main_row(cell, values, base, found) for cell, values in errors.items()),
@@ -65,9 +64,15 @@ def main_table(cells: list[Cell], found: Found, seeds: int) -> None:
 
 def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Found) -> tuple[str, ...]:
     name = f"{cell.method}, labels permuted" if cell.regime.control else cell.method
-    s = tuned(found, cell.problem, cell.method, cell.regime)
-    settings = f"{s.lr:g}, {s.weight_decay:g}, {s.steps}" + f", {s.aux_weight:g}" * (SINGLE not in cell.method)
-    return name, average(values), against(values, base.get(SINGLE, {})), against(values, base.get(SHARED, {})), settings
+    s = cell.settings(found)
+    settings = f"{s.lr:g}, {s.weight_decay:g}, {s.steps}" + f", {s.aux_weight:g}" * METHODS[cell.method].auxiliary
+    return (
+        name,
+        f"{average(values)}, {len(values)} seeds",
+        against(values, base.get(SINGLE, {})),
+        against(values, base.get(SHARED, {})),
+        settings,
+    )
 
 
 def grid_table(cells: list[Cell], found: Found, seeds: int) -> None:
@@ -103,7 +108,8 @@ def harm_table(cells: list[Cell], found: Found, seeds: int) -> None:
     errors = {cell: cell.errors(found, seeds) for cell in cells}
     lines = []
     for cell, values in errors.items():
-        single = errors[replace(cell, method=SINGLE, regime=replace(cell.regime, control=""), watched=False)]
+        regime = replace(cell.regime, control="")
+        single = errors[Cell(cell.problem, SINGLE, regime, Cell(cell.problem, SINGLE, regime))]
         auxiliary = "" if cell.method == SINGLE else cell.regime.control or "as it is"
         place = cell.problem, regime_name(cell.regime)
         warned = _warned(cell, found, seeds) if cell.watched and values else ""
@@ -122,9 +128,9 @@ def harm_table(cells: list[Cell], found: Found, seeds: int) -> None:
 
 def _warned(cell: Cell, found: Found, seeds: int) -> str:
     """In how many runs `Alignment` would warn of the auxiliary, and the mean over all of its cosines."""
-    cosines = [values for run in cell.runs(found, seeds) if run in found for values in found[run]["cosines"].values()]
-    warned = [mean(values) <= STANDARD_ERRORS * stdev(values) / sqrt(len(values)) for values in cosines]
-    return f"{sum(warned)} of {len(warned)}, {mean(map(mean, cosines)):+.2f}"
+    runs = [found[run]["cosines"].values() for run in cell.runs(found, seeds) if run in found]
+    cosines = [values for run in runs for values in run]
+    return f"{sum(not is_positive(values) for values in cosines)} of {len(cosines)}, {mean(map(mean, cosines)):+.2f}"
 
 
 TABLES: dict[str, Callable[[list[Cell], Found, int], None]] = {

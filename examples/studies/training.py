@@ -1,5 +1,6 @@
 """A training run: the same data, loop, optimiser and schedule for every method."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -83,31 +84,27 @@ def fit(
     model: Any = method.build(problem, train["input"][:1])
     if train["input"].dim() == 4:
         model.to(memory_format=torch.channels_last)
-    weights, gates = optimisers(model, settings)
-    steps = settings.steps * method.steps
-    weight = settings.aux_weight * (TOO_STRONG if regime.control == "too strong" else 1.0)
-    schedule = OneCycleLR(weights, settings.lr, steps)
-    every = torch.arange(len(train["input"]))
-    if method.halves:
-        plan = [(labelled[::2], every[::2], [gates]), (labelled[1::2], every[1::2], [weights])]
-    else:
-        plan = [(labelled, every, [weights, gates])]
-    sources = [batches(problem, train, [few, pool][: 1 + regime.plenty], seed) for few, pool, _ in plan]
+    weights, gates = optimisers(method, model, settings)
+    steps = settings.steps * (2 * (1 + regime.plenty) if method.same_compute else 1)
+    schedule = OneCycleLR(weights, [group["lr"] for group in weights.param_groups], steps)
+    factor = settings.aux_weight * (TOO_STRONG if regime.control == "too strong" else 1.0)
+    stream = batches(problem, train, labelled, regime, method.halves, seed)
     for step in range(steps):
         progress = step / steps
-        for source, (_, _, stepped) in zip(sources, plan):
-            batch = next(source)
-            if watch and weights in stepped:
-                watch(progress, model, batch)
-            find = partial(losses_of, problem, method, model, batch, progress, weight)
+        losses_on = partial(losses_of, problem, method, model, progress, factor)
+        batch = next(stream)
+        if method.halves:
+            held_out, batch = batch, next(stream)
             model.zero_grad()
-            losses = find()
-            if stepped == [gates]:
-                method.gate_backward(model, losses, find)
-            else:
-                method.backward(model, losses)
-            for optimiser in stepped:
-                optimiser.step()
+            method.gate_backward(model, losses_on(held_out), partial(losses_on, batch))
+            gates.step()
+        if watch:
+            watch(progress, model, batch)
+        model.zero_grad()
+        method.backward(model, losses_on(batch))
+        weights.step()
+        if not method.halves:
+            gates.step()
         schedule.step()
     return model
 
@@ -126,35 +123,50 @@ def choose(problem: Problem, train: Batch, regime: Regime, seed: int) -> tuple[B
     return train, labelled
 
 
-def batches(problem: Problem, train: Batch, pools: list[Tensor], seed: int) -> Iterator[Batch]:
-    """As many samples of each pool: first those with the primary label, then, where there are more, of all."""
+def batches(
+    problem: Problem, train: Batch, labelled: Tensor, regime: Regime, in_halves: bool, seed: int
+) -> Iterator[Batch]:
+    """Samples with the primary label first; then, where auxiliary labels are plenty, as many of all.
+
+    In halves: in turn from either of two halves of the data, drawn anew each pass over the labelled samples.
+    """
     random = torch.Generator().manual_seed(seed)
-    while True:
-        chosen = torch.cat([pool[torch.randint(len(pool), (problem.batch,), generator=random)] for pool in pools])
+    every, count = torch.arange(len(train["input"])), problem.batch
+    parts = [(labelled, every)]
+    for step in itertools.count():
+        if in_halves and step % (2 * max(1, len(labelled) // (2 * count))) == 0:
+            parts = halves(labelled, len(every), random)
+        few, pool = parts[step % len(parts)]
+        pools = [few, pool][: 1 + regime.plenty]
+        chosen = torch.cat([pool[torch.randint(len(pool), (count,), generator=random)] for pool in pools])
         yield problem.augment({key: values[chosen] for key, values in train.items()}, random)
 
 
-def optimisers(model: Any, settings: Settings) -> tuple[Optimizer, Optimizer]:
+def halves(labelled: Tensor, count: int, random: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Two halves of the samples, each with half of those that are labelled: (labelled, all) of each."""
+    few = labelled[torch.randperm(len(labelled), generator=random)]
+    others = torch.arange(count)[~torch.isin(torch.arange(count), labelled)]
+    others = others[torch.randperm(len(others), generator=random)]
+    return [(few[i::2], torch.cat([few[i::2], others[i::2]])) for i in (0, 1)]
+
+
+def optimisers(method: Method, model: Any, settings: Settings) -> tuple[Optimizer, Optimizer]:
     """AdamW for the weights, and Adam for the gates, if there are any."""
-    joined = isinstance(model, AuxNASWrapper)
-    weights = [p for p in (model.weight_parameters() if joined else model.parameters()) if p.requires_grad]
-    gates = model.arch_parameters() if joined else []
+    gates = model.arch_parameters() if isinstance(model, AuxNASWrapper) else []
     return (
-        AdamW(weights, lr=settings.lr, weight_decay=settings.weight_decay, fused=True),
+        AdamW(method.weights(model), lr=settings.lr, weight_decay=settings.weight_decay, fused=True),
         Adam([{"params": gates}], lr=GATE_LEARNING_RATE),  # a group may be empty
     )
 
 
-def losses_of(
-    problem: Problem, method: Method, model: Any, batch: Batch, progress: float, weight: float = 1.0
-) -> Losses:
-    """Loss of each task, the auxiliary ones times a weight; that of the primary over the samples with its label."""
+def losses_of(problem: Problem, method: Method, model: Any, progress: float, factor: float, batch: Batch) -> Losses:
+    """Loss of each task, the auxiliary ones times a factor; that of the primary over the samples with its label."""
     few = slice(problem.batch)
     if not method.auxiliary or progress >= method.alone_from:
         return {"primary": problem.loss(primary_of(model)(batch["input"][few]), batch["primary"][few])}
     output, auxes = model(batch["input"])
     losses = {"primary": problem.loss(output[few], batch["primary"][few])}
-    losses |= {name: weight * loss for name, loss in aux_losses(problem, auxes, batch).items()}
+    losses |= {name: factor * loss for name, loss in aux_losses(problem, auxes, batch).items()}
     if isinstance(model, AuxNASWrapper):
         losses["penalty"] = model.search_penalty(progress)
     return losses

@@ -23,7 +23,7 @@ ABLATIONS: dict[str, dict[str, Method]] = {
         "own share 1, edges zero": ours(own_share=1.0, start="zero"),
         "own share 1, edges scaled": ours(own_share=1.0, start="scaled"),
     },
-    "directions": {"primary to auxiliary only": replace(DEFAULT, search=AuxG())},
+    "directions": {"Aux-G, our start": METHODS["Aux-G, our start"]},
     "reach": {f"reach {reach}": replace(DEFAULT, reach=reach) for reach in (1, 2, 4)},
     "taps": {
         "the last tap": replace(DEFAULT, taps=(3,)),

@@ -10,12 +10,12 @@ import pytest
 import runs
 import studies
 import torch
-from methods import METHODS, OURS, SHARED, SINGLE, Heads, LookAhead, SharedBackbone, Surgery, aux_loss
+from methods import METHODS, OURS, SHARED, SINGLE, CosineSimilarity, Heads, LookAhead, SharedBackbone, Surgery, aux_loss
 from problems import PROBLEMS
 from runs import Run
 from tables import against, regime_name
 from torchjd.aggregation import Sum
-from training import Regime, Settings, batches, choose, evaluate, fit, losses_of, primary_of
+from training import Regime, Settings, batches, choose, evaluate, fit, halves, losses_of, optimisers, primary_of
 from variants import VARIANTS
 
 from auxnas_layers import AuxNAS, ClampedGate
@@ -31,7 +31,8 @@ def data():
 
 
 def a_batch(data, seed=0):
-    return next(batches(PROBLEM, data["train"], [torch.arange(len(data["train"]["input"]))] * 2, seed))
+    every = torch.arange(len(data["train"]["input"]))
+    return next(batches(PROBLEM, data["train"], every, Regime(0, plenty=True), False, seed))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -75,7 +76,7 @@ def test_labels_and_controls(data):
     assert torch.equal(
         mixed["segmentation"].flatten(1).sum(1).sort()[0], train["segmentation"].flatten(1).sum(1).sort()[0]
     )
-    batch = next(batches(PROBLEM, few, [labelled, torch.arange(len(train["input"]))], 0))
+    batch = next(batches(PROBLEM, few, labelled, Regime(10, plenty=True), False, 0))
     assert len(batch["input"]) == 2 * PROBLEM.batch
     wanted = {value.item() for value in few["segmentation"][labelled].flatten(1).sum(1)}
     assert {value.item() for value in batch["segmentation"][: PROBLEM.batch].flatten(1).sum(1)} <= wanted
@@ -84,14 +85,14 @@ def test_labels_and_controls(data):
 def test_a_weight_multiplies_the_auxiliary_loss_alone(data):
     torch.manual_seed(0)
     model = Heads(PROBLEM)
-    once, thrice = (losses_of(PROBLEM, METHODS[SHARED], model, a_batch(data), 0.5, w) for w in (1.0, 3.0))
+    once, thrice = (losses_of(PROBLEM, METHODS[SHARED], model, 0.5, w, a_batch(data)) for w in (1.0, 3.0))
     torch.testing.assert_close(thrice["primary"], once["primary"])
     torch.testing.assert_close(thrice["segmentation"], 3 * once["segmentation"])
 
 
 def gradients(method, model, batch):
     model.zero_grad()
-    method.backward(model, losses_of(PROBLEM, method, model, batch, 0.5))
+    method.backward(model, losses_of(PROBLEM, method, model, 0.5, 1.0, batch))
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -122,13 +123,13 @@ def test_gates_one_step_ahead_have_the_gradient_of_the_held_out_loss(data):
         with torch.no_grad():
             alpha[gate] += shift
         slopes = torch.autograd.grad(
-            aux_loss(losses_of(PROBLEM, method, model, training, 0.9)), weights, allow_unused=True
+            aux_loss(losses_of(PROBLEM, method, model, 0.9, 1.0, training)), weights, allow_unused=True
         )
         moved = [(w, s) for w, s in zip(weights, slopes, strict=True) if s is not None]
         with torch.no_grad():
             for w, s in moved:
                 w -= step * s
-            loss = losses_of(PROBLEM, method, model, held_out, 0.9)["primary"].item()
+            loss = losses_of(PROBLEM, method, model, 0.9, 1.0, held_out)["primary"].item()
             for w, s in moved:
                 w += step * s
             alpha[gate] -= shift
@@ -140,11 +141,77 @@ def test_gates_one_step_ahead_have_the_gradient_of_the_held_out_loss(data):
         return alpha.grad.clone()
 
     ahead = look_ahead(
-        lambda: losses_of(PROBLEM, method, model, held_out, 0.9),
-        lambda: losses_of(PROBLEM, method, model, training, 0.9),
+        lambda: losses_of(PROBLEM, method, model, 0.9, 1.0, held_out),
+        lambda: losses_of(PROBLEM, method, model, 0.9, 1.0, training),
     )
     numeric = torch.tensor([after_a_step(g, 1e-4) - after_a_step(g, -1e-4) for g in range(len(alpha))]).to(ahead)
     assert torch.nn.functional.cosine_similarity(ahead / ahead.norm(), numeric / numeric.norm(), dim=0) > 0.99
+
+
+def test_halves_share_nothing_and_are_drawn_anew():
+    random, labelled = torch.Generator().manual_seed(0), torch.tensor([3, 8, 11, 17, 18])
+    drawn = [halves(labelled, 20, random) for _ in range(2)]
+    for (few, pool), (other_few, other_pool) in drawn:
+        assert sorted([*pool.tolist(), *other_pool.tolist()]) == list(range(20))
+        assert sorted([*few.tolist(), *other_few.tolist()]) == labelled.tolist()
+        assert torch.isin(few, pool).all() and torch.isin(other_few, other_pool).all()
+    assert not torch.equal(drawn[0][0][1].sort()[0], drawn[1][0][1].sort()[0])
+
+
+def test_in_halves_gates_and_weights_step_on_their_own_gradients(data):
+    method = VARIANTS["gates learned on another half"]
+    steps = []
+
+    class Watched(type(method)):
+        def gate_backward(self, model, losses, ahead):
+            steps.append("gates")
+            super().gate_backward(model, losses, ahead)
+
+        def backward(self, model, losses):
+            steps.append("weights")
+            super().backward(model, losses)
+
+    watched = Watched(**{name: getattr(method, name) for name in ("search", "halves")})
+    fit(PROBLEM, watched, data["train"], Regime(16, True), QUICK, 0)
+    assert steps == ["gates", "weights", "weights"] * 2  # a gate step's gradients are taken as a weight step's are
+
+
+def test_gradient_cosine_leaves_out_what_points_against_the_primary():
+    against_it, with_it = torch.tensor([[1.0, 0.0], [-1.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.5, 1.0]])
+    assert CosineSimilarity()(against_it).tolist() == [1.0, 0.0]
+    assert CosineSimilarity()(with_it).tolist() == [1.5, 1.0]
+
+
+def test_uncertainty_learns_its_weights_in_a_group_of_their_own(data):
+    method = METHODS["shared, uncertainty"]
+    model = method.build(PROBLEM, data["train"]["input"][:1])
+    weights, variances = optimisers(method, model, QUICK)[0].param_groups
+    assert variances["params"] == list(model.log_variances.parameters()) and variances["weight_decay"] == 0
+    assert len(weights["params"]) == len(list(model.parameters())) - 2 and weights["lr"] == QUICK.lr
+    losses = losses_of(PROBLEM, method, model, 0.5, 1.0, a_batch(data))
+    method.backward(model, losses)
+    for task, loss in losses.items():
+        torch.testing.assert_close(model.log_variances[task].grad, 1 - loss.detach())
+
+
+def test_aux_nas_of_the_paper_only_penalises_its_gates(data):
+    method = METHODS["Aux-NAS, paper"]
+    model = method.build(PROBLEM, data["train"]["input"][:1])
+    starts = {name: gate.values()[0] for name, gate in model.gates.items()}
+    assert starts == pytest.approx({"segmentation_to_primary": 0.001, "primary_to_segmentation": 0.5}, rel=1e-3)
+    found = [model.search_penalty(progress).item() for progress in (0.5, 0.65, 0.8, 1.0)]
+    assert found == pytest.approx([0.0, 0.5, 1.0, 1.0], rel=1e-3)  # 1000 times the mean gate
+    assert all(edge.open for edge in model.architecture())
+
+
+def test_a_run_that_fails_does_not_lose_the_others(tmp_path):
+    file = tmp_path / "runs.jsonl"
+    todo = [Run(PROBLEM.name, SINGLE, Regime(8, True), replace(QUICK, steps=steps), 0) for steps in (0, 2)]
+    with pytest.raises(RuntimeError, match="1 runs failed; the first: Run"):
+        runs.complete(todo, fast=True, workers=1, file=file)
+    assert list(runs.read(file)) == todo[1:]
+    file.write_text(file.read_text() + '{"run": {"pro')  # interrupted while it was written
+    assert list(runs.read(file)) == todo[1:]
 
 
 def test_runs_resume(tmp_path):
@@ -162,12 +229,14 @@ def test_a_cell_takes_the_settings_of_the_best_trial():
     found = {run: {"error": 10.0 + i} for i, run in enumerate(cell.trials())}
     best = cell.trials()[3]
     found[best] = {"error": 1.0}
-    assert all(run.split == "validation" and not run.regime.control for run in found)
+    assert all(run.split == "validation" and run.regime == replace(studies.FEW, control="permuted") for run in found)
     assert [run.settings for run in cell.runs(found, 2)] == [best.settings] * 2
     done = cell.runs(found, 3)
     assert cell.errors(found | {done[1]: {"error": 7.0}}, 3) == {1: 7.0}
-    matched = replace(cell, method="single-task, 4x steps")
-    assert matched.trials() == replace(cell, method=SINGLE).trials()
+    like = studies.Cell(PROBLEM.name, SHARED, Regime(0, False), cell)
+    assert [run.settings for run in like.runs(found, 1)] == [best.settings]
+    found[cell.trials()[0]] = {"error": float("nan")}
+    assert cell.settings(found) == best.settings
 
 
 def test_differences_are_paired():
