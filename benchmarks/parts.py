@@ -6,8 +6,10 @@ python benchmarks/parts.py --table    # prints the tables of what is in docs/res
 
 import argparse
 import json
+import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import linear_regression, median
 from typing import Any
@@ -100,7 +102,40 @@ def memory(name: str) -> dict[str, Any]:
     for handle in hook:
         handle.remove()
     edges = sum(2 * min(place + 1, 3) * size for place, size in enumerate(outputs))
-    return {"network": name, "plain": plain, "joined": joined, "bound": 1.05 * (plain + edges)}
+    peak, peak_joined = in_new_processes([(name, False), (name, True)], 3)
+    found = {"network": name, "plain": plain, "joined": joined, "bound": 1.05 * (plain + edges)}
+    return found | {"peak": peak_joined / peak, "peak bound": 1.05 * (peak + edges) / peak}
+
+
+def peak_bytes(name: str, joined: bool) -> int:
+    """By how much three training steps raise the memory of this process above what it had before any network.
+
+    Joining adds the edges' weights and their gradients too.
+    """
+    torch.set_num_threads(1)
+    before = resident("VmRSS")
+    (net, inputs, taps), aux = NETWORKS[name](), NETWORKS[name]()[0]
+    search = AuxNAS(aux_to_primary_start=0.5)
+    step = pair([net, aux], inputs)
+    if joined:
+        step = training(AuxNASWrapper(net, aux, taps, search=search, example_inputs=inputs), inputs)
+    for _ in range(3):
+        step()
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    """Bytes of this process in memory: now (VmRSS), or at most so far (VmHWM; not that of the process it came from)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
+
+
+def in_new_processes(calls: list[tuple[str, bool]], rounds: int) -> list[float]:
+    """Median over rounds of `peak_bytes` for each call, every one in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+        found = [list(pool.map(peak_bytes, *zip(*calls))) for _ in range(rounds)]
+    return [median(values) for values in zip(*found)]
 
 
 def hand_off(taps: int, rounds: int) -> dict[str, Any]:
@@ -166,13 +201,14 @@ def slope(rows: list[dict[str, Any]], x: str, y: str) -> float:
 
 def print_tables(found: dict[str, Any]) -> None:
     """All that was measured."""
-    print("| | both at once | no edge open | over both at once | FLOPs | kept, over the two | bound |")
-    print("|---|---|---|---|---|---|---|")
+    print("| | both at once | no edge open | over both at once | FLOPs | kept, over the two | bound | peak | bound |")
+    print("|---" * 9 + "|")
     for closed, kept in zip(found["closed"], found["memory"]):
         cells = [f"{closed[key]:.2f}x" for key in ("at once", "closed", "closed, at once")] + [
             f"{closed['flops']:.3f}x"
         ]
         cells += [f"{kept[key] / kept['plain']:.2f}x" for key in ("joined", "bound")]
+        cells += [f"{kept[key]:.2f}x" for key in ("peak", "peak bound")]
         print(f"| {closed['network']} | {' | '.join(cells)} |")
     print("\n| taps | plain | lock-step, one edge | lock-step, all edges |\n|---|---|---|---|")
     ways = ("plain", "one edge", "all edges")

@@ -154,7 +154,7 @@ def encode(parts: dict[str, list[Document]]) -> tuple[Splits, dict[str, list[lis
         splits[name] = {
             "input": torch.tensor([[rows[w] if w in rows else unknown(w) for w in text] for text in texts[name]]),
             "primary": torch.tensor([genre for _, _, genre in cut]),
-            "part of speech": torch.tensor([[classes.get(tag, -100) for tag in labels] for _, labels, _ in cut]),
+            "tags": torch.tensor([[classes.get(tag, -100) for tag in labels] for _, labels, _ in cut]),
         }
     return splits, texts
 
@@ -344,7 +344,7 @@ def problem(
     tagger = partial(Net, first, layer, nn.Linear, TAGS, width)
     aux = Aux(tagger, tag_loss, TAPS, head=(partial(ListeningTagger, TAGS, width), HEARS))
     label = f"genre <- part of speech, {name}"
-    auxes = {"part of speech": aux}
+    auxes = {"tags": aux}
     return Problem(label, "genre error, %", loader, genre, F.cross_entropy, genre_errors, auxes, batch=16)
 
 

@@ -29,13 +29,13 @@ def main() -> None:
     parser.add_argument("--problems", nargs="*", help="only these")
     parser.add_argument("--workers", type=int, default=0, help="processes; one for each core by default")
     options = parser.parse_args()
+    if options.fast:
+        studies.TRIALS, studies.OTHERS = (replace(studies.TRIALS[0], steps=2),), studies.OTHERS[:1]
     make_cells, seeds = studies.STUDIES[options.study]
     cells = [cell for cell in make_cells() if not options.problems or cell.problem in options.problems]
     seeds = options.seeds or seeds
     if options.table:
         return TABLES[options.study](cells, read(), seeds)
-    if options.fast:
-        studies.TRIALS = (replace(studies.TRIALS[0], steps=2),)
     with tempfile.TemporaryDirectory() as scratch:
         file, seeds = (Path(scratch) / FILE.name, 2) if options.fast else (FILE, seeds)
         todo = partial(complete, fast=options.fast, workers=options.workers, file=file)

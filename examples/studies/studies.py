@@ -17,7 +17,8 @@ CORE = (SINGLE, MATCHED, SHARED, AUX_G, OURS)
 CONTROLLED = (SHARED, OURS)  # run with permuted auxiliary labels too
 FEW, ALL = Regime(100, plenty=True), Regime(0, plenty=False)
 GRID = (FEW, Regime(300, True), Regime(100, False), Regime(300, False), Regime(1000, False), ALL)
-"""Regimes of the main problems; of the others `FEW` and `ALL`."""
+OTHERS = (FEW, ALL)
+"""Regimes of the main problems, and of the others."""
 TRIALS = (
     Settings(3e-3, 0.01, 1200, 3.0),
     Settings(1e-3, 0.1, 1200, 10.0),
@@ -91,7 +92,7 @@ def grid_cells() -> list[Cell]:
     return [
         Cell(problem, method, replace(regime, control=control))
         for problem in PROBLEMS
-        for regime in (GRID if problem in MAIN else (FEW, ALL))
+        for regime in (GRID if problem in MAIN else OTHERS)
         for control, methods in (("", CORE), ("permuted", CONTROLLED))
         for method in methods
     ]

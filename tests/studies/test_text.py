@@ -69,10 +69,10 @@ def test_words_and_tags_are_those_of_training_documents(brown):
     splits, texts = brown.encode(parts)
     assert [len(part["input"]) for part in splits.values()] == [2, 1]
     assert texts["validation"] == [["dog", "jumping", "7"] * 16]
-    rows, tags = splits["train"]["input"], splits["train"]["part of speech"]
+    rows, tags = splits["train"]["input"], splits["train"]["tags"]
     assert rows[0, 0] == rows[0, 1] >= 2 + len(brown.SUFFIXES)
     assert splits["validation"]["input"][0, :3].tolist() == [0, 2, 1]
-    assert splits["validation"]["part of speech"][0, :3].tolist() == [tags[0, 0], -100, tags[1, 0]]
+    assert splits["validation"]["tags"][0, :3].tolist() == [tags[0, 0], -100, tags[1, 0]]
 
 
 def test_few_samples_are_made_without_the_corpus(problem, brown):
@@ -81,10 +81,10 @@ def test_few_samples_are_made_without_the_corpus(problem, brown):
     for part in splits.values():
         count = len(part["primary"])
         assert 12 <= count <= 200
-        assert part["part of speech"].shape == part["input"].shape[:2] == (count, brown.PLACES)
-        assert part["primary"].dtype == part["part of speech"].dtype == torch.int64
+        assert part["tags"].shape == part["input"].shape[:2] == (count, brown.PLACES)
+        assert part["primary"].dtype == part["tags"].dtype == torch.int64
         assert part["primary"].unique().tolist() == sorted(set(brown.GENRES.values()))
-        assert part["part of speech"].max() < brown.TAGS
+        assert part["tags"].max() < brown.TAGS
         words = problem is brown.BROWN
         assert part["input"].dtype == (torch.int64 if words else torch.float16)
         assert part["input"].shape[2:] == (() if words else (brown.STATE,))
@@ -92,7 +92,7 @@ def test_few_samples_are_made_without_the_corpus(problem, brown):
 
 def test_networks_are_features_and_a_head_which_fits_either_backbone(problem, brown):
     inputs = problem.load(True)["train"]["input"][:3]
-    primary, aux = problem.net().eval(), problem.auxes["part of speech"].net().eval()
+    primary, aux = problem.net().eval(), problem.auxes["tags"].net().eval()
     assert torch.equal(primary(inputs), primary.predict(primary.features(inputs)))
     assert primary(inputs).shape == (3, len(set(brown.GENRES.values())))
     assert aux(inputs).shape == aux.predict(primary.features(inputs)).shape == (3, brown.PLACES, brown.TAGS)
@@ -102,7 +102,7 @@ def test_words_without_a_tag_do_not_count(brown):
     outputs, tags = torch.randn(2, 3, brown.TAGS), torch.tensor([[0, -100, 2], [-100, -100, 5]])
     chosen = torch.stack([outputs[0, 0], outputs[0, 2], outputs[1, 2]])
     expected = nn.functional.cross_entropy(chosen, torch.tensor([0, 2, 5]))
-    torch.testing.assert_close(brown.BROWN.auxes["part of speech"].loss(outputs, tags), expected)
+    torch.testing.assert_close(brown.BROWN.auxes["tags"].loss(outputs, tags), expected)
 
 
 def test_errors_are_percentages_of_passages(brown):
@@ -113,12 +113,12 @@ def test_errors_are_percentages_of_passages(brown):
 @pytest.mark.parametrize("light", [False, True])
 def test_the_auxiliary_trains_the_primary(problem, light):
     batch = {key: values[:4] for key, values in problem.load(True)["train"].items()}
-    aux = problem.auxes["part of speech"]
+    aux = problem.auxes["tags"]
     make, taps = aux.head if light else (aux.net, aux.taps)
     primary = problem.net()
     wrapper = AuxNASWrapper(primary, make(), taps, search=AuxG(), example_inputs=batch["input"][:1])
     _, tags = wrapper(batch["input"])
-    aux.loss(tags, batch["part of speech"]).backward()
+    aux.loss(tags, batch["tags"]).backward()
     assert all(p.grad.abs().sum() > 0 for p in primary.layer1.parameters())
     wrapper.eval()
     assert torch.equal(wrapper.export_primary()(batch["input"]), wrapper(batch["input"])[0])
