@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_, parametrizations, parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from zoo import Checkpointed, Cnn
+from zoo import Checkpointed, Cnn, Unchecked
 
 from auxnas_layers import (
     MTLNAS,
@@ -303,15 +303,8 @@ def test_the_whole_wrapper_is_recomputed_under_the_gates_of_its_forward(way, adv
 
 
 def test_recomputing_blocks_between_gates_that_are_drawn_gives_the_same_gradients():
-    class Plain(Checkpointed):
-        def forward(self, x):
-            x = self.enter(x)
-            for block in self.blocks:
-                x = block(x).tanh()
-            return self.head(x)
-
     found = []
-    for net in (Checkpointed, Plain):
+    for net in (Checkpointed, Unchecked):
         torch.manual_seed(1)
         wrapper = wrap("mtl-nas", net(), net(), taps=["enter", "blocks.0.0", "blocks.1"])
         found.append(backward(wrapper, loss_of(run(wrapper))))
@@ -809,18 +802,19 @@ def test_an_exception_or_an_interrupt_on_any_way_leaves_nothing_behind(way, side
     assert_same(tuple(run(wrapper)), tuple(expected))
 
 
+class Swallow(Mlp):
+    def forward(self, x):
+        try:
+            return super().forward(x)
+        except BaseException:
+            return torch.zeros(4, 2)
+
+
 @pytest.mark.parametrize(
     "way, side",
     [("aux-nas", "primary"), ("mtl-nas", "primary"), *((way, "aux") for way in WAYS)],
 )
 def test_a_failure_of_a_fusion_gets_out_of_a_network_that_swallows_exceptions(way, side, monkeypatch):
-    class Swallow(Mlp):
-        def forward(self, x):
-            try:
-                return super().forward(x)
-            except BaseException:
-                return torch.zeros(4, 2)
-
     def fail(*_):
         raise Stop
 
@@ -835,13 +829,6 @@ def test_a_failure_of_a_fusion_gets_out_of_a_network_that_swallows_exceptions(wa
 
 @pytest.mark.parametrize("way", OTHER_WAYS)
 def test_an_exception_that_the_other_network_would_swallow_gets_out(way):
-    class Swallow(Mlp):
-        def forward(self, x):
-            try:
-                return super().forward(x)
-            except BaseException:
-                return torch.zeros(4, 2)
-
     def fail(*_):
         raise Stop
 

@@ -334,6 +334,13 @@ class CheckpointedRegion(Checkpointed):
         return x
 
 
+class Unchecked(CheckpointedRegion):
+    """The same, without checkpoints."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self._blocks(self.enter(x)))
+
+
 class Precise(nn.Module):
     """Double precision, and a forward that switches to another dtype by autocast inside."""
 

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from problem import Batch
+from problems import PROBLEMS
 from runs import load
 from studies import FEW, MAIN
 from study import read_options, run_missing
@@ -52,8 +53,6 @@ class GateWatch:
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
     """One training run, watched."""
-    from problems import PROBLEMS
-
     problem, data = PROBLEMS[MAIN[0]], load(MAIN[0], False)
     watch = GateWatch(problem, data["validation"])
     model = fit(problem, VARIANTS[task["method"]], data["train"], FEW, SETTINGS, task["seed"], watch)
