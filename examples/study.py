@@ -52,10 +52,14 @@ def read_options(description: str | None, file: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def half_width(values: list[float]) -> float:
+    """Half of the 95 % interval of the mean over 2 to 10 seeds."""
+    return T_975[len(values) - 2] * stdev(values) / math.sqrt(len(values))
+
+
 def interval(values: list[float], digits: int = 1) -> str:
     """Mean and 95 % interval over 2 to 10 seeds."""
-    half = T_975[len(values) - 2] * stdev(values) / math.sqrt(len(values))
-    return f"{mean(values):+.{digits}f} +- {half:.{digits}f}"
+    return f"{mean(values):+.{digits}f} +- {half_width(values):.{digits}f}"
 
 
 def frames_to_choose_by() -> tuple[dict[str, Tensor], dict[str, Tensor]]:

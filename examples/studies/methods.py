@@ -39,12 +39,14 @@ class Method:
         auxiliary: Whether there is anything but the primary network.
         halves: Whether a step is a gate step on one half of the data and a weight step on the other.
         alone_from: Progress from which on the primary network is trained by itself.
+        unless_aligned: Whether auxiliaries whose alignment says that they help go on even then.
     """
 
     same_compute: bool = False
     auxiliary: bool = True
     halves: bool = False
     alone_from: float = 1.0
+    unless_aligned: bool = False
 
     def build(self, problem: Problem, example: Tensor) -> nn.Module:
         """The model to train."""
@@ -65,7 +67,7 @@ class Method:
 
     def export(self, model: Any) -> nn.Module:
         """The network to serve."""
-        return model.net
+        return model.primary_net
 
 
 class Alone(nn.Module):
@@ -73,10 +75,10 @@ class Alone(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.primary_net = net
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.net(inputs), {}
+        return self.primary_net(inputs), {}
 
 
 class Heads(Alone):
@@ -88,8 +90,9 @@ class Heads(Alone):
         self.shared = torch.zeros(0)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        self.shared = self.net.features(inputs)
-        return self.net.predict(self.shared), {name: aux.predict(self.shared) for name, aux in self.auxes.items()}
+        self.shared = self.primary_net.features(inputs)
+        outputs = {name: aux.predict(self.shared) for name, aux in self.auxes.items()}
+        return self.primary_net.predict(self.shared), outputs
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Surgery(SharedBackbone):
         if len(losses) == 1:
             return super().backward(model, losses)
         mtl_backward(list(losses.values()), model.shared, parallel_chunk_size=1)
-        shared = [p for p in model.net.parameters() if getattr(p, "jac", None) is not None]
+        shared = [p for p in model.primary_net.parameters() if getattr(p, "jac", None) is not None]
         jac_to_grad(shared, self.aggregator())
         for parameter in shared:  # a fused optimiser goes by the parameter's layout, whatever that of the gradient
             parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
@@ -267,13 +270,15 @@ PAPER = PaperSearch(
     own_share=1.0,
     start="zero",
 )
+STOP_RULE: dict[str, Any] = {"alone_from": 0.5, "unless_aligned": True}
 BOTH = Joined(search=FixedArchitecture(), reach=1, served="both")
 SINGLE, MATCHED, SHARED = "single-task", "single-task, same compute", "shared backbone"
-AUX_G, OURS = "Aux-G", "ours"
+SHARED_STOPPED, AUX_G, OURS, LIGHT = "shared backbone, our stop rule", "Aux-G", "ours", "ours, light auxiliary"
 METHODS: dict[str, Method] = {
     SINGLE: Method(auxiliary=False),
     MATCHED: Method(auxiliary=False, same_compute=True),
     SHARED: SharedBackbone(),
+    SHARED_STOPPED: SharedBackbone(**STOP_RULE),
     "shared, PCGrad": Surgery(aggregator=PCGrad),
     "shared, UPGrad": Surgery(aggregator=UPGrad),
     "shared, gradient cosine": Surgery(aggregator=CosineSimilarity),
@@ -283,5 +288,6 @@ METHODS: dict[str, Method] = {
     "Aux-NAS, paper": Joined(search=PAPER, halves=True),
     "cross-stitch": replace(BOTH, fusion=CrossStitchFusion),
     "NDDR-CNN": replace(BOTH, fusion=NDDRFusion),
-    OURS: Joined(),
+    OURS: Joined(**STOP_RULE),
+    LIGHT: Joined(search=AuxG(), head=True, **STOP_RULE),
 }

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes; one for each core by default")
     options = parser.parse_args()
     if options.fast:
-        studies.TRIALS, studies.OTHERS = (replace(studies.TRIALS[0], steps=2),), studies.OTHERS[:1]
+        studies.TRIALS, studies.BETWEEN = (replace(studies.TRIALS[0], steps=2),), studies.BETWEEN[:1]
     make_cells, seeds = studies.STUDIES[options.study]
     cells = [cell for cell in make_cells() if not options.problems or cell.problem in options.problems]
     seeds = options.seeds or seeds

@@ -22,7 +22,7 @@ FILE = Path(__file__).parent.parent.parent / "docs" / "results" / "runs.jsonl"
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, the split that it is judged by, and whether the alignment of its auxiliaries is measured."""
+    """A training run, and the split that it is judged by."""
 
     problem: str
     method: str
@@ -30,7 +30,6 @@ class Run:
     settings: Settings
     seed: int
     split: str = "test"
-    watched: bool = False
 
 
 @lru_cache(1)
@@ -43,12 +42,12 @@ def execute(run: Run, fast: bool) -> dict[str, Any]:
     """Train, evaluate."""
     torch.set_num_threads(1)
     problem, method, data = PROBLEMS[run.problem], VARIANTS[run.method], load(run.problem, fast)
-    watch = AlignmentWatch(problem, data["validation"]) if run.watched else None
+    watch = AlignmentWatch(problem, data["validation"], method.alone_from) if method.unless_aligned else None
     start = time.perf_counter()
     model = fit(problem, method, data["train"], run.regime, run.settings, run.seed, watch)
     found: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
     if watch:
-        found["cosines"] = watch.alignment.cosines
+        found["cosines"] = {name: [round(x, 4) for x in values] for name, values in watch.cosines.items()}
     return found | {"error": evaluate(problem, method.export(model), data[run.split])}
 
 

@@ -5,6 +5,7 @@ python examples/studies/stability.py --table  # prints the table of what is in d
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -55,7 +56,8 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     """One training run, watched."""
     problem, data = PROBLEMS[MAIN[0]], load(MAIN[0], False)
     watch = GateWatch(problem, data["validation"])
-    model = fit(problem, VARIANTS[task["method"]], data["train"], FEW, SETTINGS, task["seed"], watch)
+    method = replace(VARIANTS[task["method"]], alone_from=1.0)  # joined to the end
+    model = fit(problem, method, data["train"], FEW, SETTINGS, task["seed"], watch)
     inputs = data["test"]["input"][:50]
     with torch.no_grad():
         ours = model.eval()(inputs).primary

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
 
-from methods import AUX_G, MATCHED, METHODS, OURS, SHARED, SINGLE
+from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, SHARED, SINGLE
 from problems import PROBLEMS
 from runs import Run
 from training import Regime, Settings
@@ -13,23 +13,19 @@ from variants import ABLATIONS
 
 MAIN = ("depth <- segmentation", "normals <- segmentation")
 HARM = (*MAIN, "upper garment <- lower garment")
-CORE = (SINGLE, MATCHED, SHARED, AUX_G, OURS)
+COSTLY = tuple(name for name in PROBLEMS if "ResNet" in name or "ViT" in name)
+CORE = (SINGLE, MATCHED, SHARED, AUX_G, OURS, LIGHT)
 CONTROLLED = (SHARED, OURS)  # run with permuted auxiliary labels too
 FEW, ALL = Regime(100, plenty=True), Regime(0, plenty=False)
-GRID = (FEW, Regime(300, True), Regime(100, False), Regime(300, False), Regime(1000, False), ALL)
-OTHERS = (FEW, ALL)
-"""Regimes of the main problems, and of the others."""
+BETWEEN = (Regime(300, True), Regime(100, False), Regime(300, False), Regime(1000, False))
 TRIALS = (
     Settings(3e-3, 0.01, 1200, 3.0),
     Settings(1e-3, 0.1, 1200, 10.0),
     Settings(3e-3, 0.01, 600, 1.0),
     Settings(3e-3, 0.1, 600, 10.0),
-    Settings(1e-3, 0.01, 1200, 3.0),
     Settings(1e-2, 0.1, 1200, 3.0),
-    Settings(1e-3, 0.01, 600, 0.3),
-    Settings(3e-3, 0.01, 2400, 10.0),
 )
-"""Of the main problems; of the others the first four."""
+"""Of the main problems; of the others the first four, of the costly ones the first two."""
 TUNING_SEED = 100  # of no other run
 
 Found = Mapping[Run, Mapping[str, Any]]
@@ -38,8 +34,8 @@ Found = Mapping[Run, Mapping[str, Any]]
 def trials(problem: str, method: str, regime: Regime) -> list[Run]:
     """What the settings of a method are chosen from, by validation samples: the same for every method."""
     judged = replace(FEW if 0 < regime.labels < 1000 else ALL, control=regime.control)
-    settings = TRIALS if problem in MAIN else TRIALS[:4]
-    return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in settings]
+    count = 5 if problem in MAIN else 2 if problem in COSTLY else 4
+    return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in TRIALS[:count]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Cell:
     Args:
         problem, method, regime: See `Run`.
         like: Another cell whose settings it takes; otherwise it is tuned by itself.
-        split, watched: See `Run`.
+        split: See `Run`.
     """
 
     problem: str
@@ -57,7 +53,6 @@ class Cell:
     regime: Regime
     like: "Cell | None" = None
     split: str = "test"
-    watched: bool = False
 
     def trials(self) -> list[Run]:
         """The trials that decide its settings."""
@@ -69,10 +64,8 @@ class Cell:
 
     def runs(self, found: Found, seeds: int) -> list[Run]:
         """Its runs, with the best settings."""
-        settings, watched = self.settings(found), self.watched
-        return [
-            Run(self.problem, self.method, self.regime, settings, seed, self.split, watched) for seed in range(seeds)
-        ]
+        settings = self.settings(found)
+        return [Run(self.problem, self.method, self.regime, settings, seed, self.split) for seed in range(seeds)]
 
     def errors(self, found: Found, seeds: int) -> dict[int, float]:
         """Error by seed, of the runs that are there."""
@@ -87,15 +80,25 @@ def main_cells() -> list[Cell]:
     return [Cell(problem, method, FEW) for problem in MAIN for method in METHODS] + controls
 
 
-def grid_cells() -> list[Cell]:
-    """The main methods, and the control, in all regimes of every data set."""
-    return [
-        Cell(problem, method, replace(regime, control=control))
-        for problem in PROBLEMS
-        for regime in (GRID if problem in MAIN else OTHERS)
-        for control, methods in (("", CORE), ("permuted", CONTROLLED))
-        for method in methods
+def core_cells(problem: str, regime: Regime) -> list[Cell]:
+    """The core methods, and the control, which on the main problems is tuned by itself."""
+    cells = {method: Cell(problem, method, regime) for method in CORE}
+    control = replace(regime, control="permuted")
+    controls = [Cell(problem, name, control, None if problem in MAIN else cells[name]) for name in CONTROLLED]
+    return [*cells.values(), *controls]
+
+
+def few_cells() -> list[Cell]:
+    """The core methods on every data set where few samples carry the primary label and all the auxiliary one."""
+    return [cell for problem in PROBLEMS for cell in core_cells(problem, FEW)]
+
+
+def label_cells() -> list[Cell]:
+    """The core methods where all samples carry both labels; on the main problems, some of them with other numbers."""
+    between = [
+        Cell(problem, method, regime) for problem in MAIN for regime in BETWEEN for method in (SINGLE, SHARED, OURS)
     ]
+    return between + [cell for problem in PROBLEMS for cell in core_cells(problem, ALL)]
 
 
 def ablation_cells() -> list[Cell]:
@@ -108,7 +111,7 @@ def ablation_cells() -> list[Cell]:
 def harm_cells() -> list[Cell]:
     """Auxiliaries that cannot help, or are far too strong, under the settings of true ones."""
     return [
-        Cell(problem, method, replace(regime, control=control), Cell(problem, method, regime), watched=method == OURS)
+        Cell(problem, method, replace(regime, control=control), Cell(problem, method, regime))
         for problem in HARM
         for regime in (FEW, ALL)
         for control in ("", "permuted", "too strong")
@@ -119,7 +122,8 @@ def harm_cells() -> list[Cell]:
 
 STUDIES: dict[str, tuple[Callable[[], list[Cell]], int]] = {
     "main": (main_cells, 10),
-    "grid": (grid_cells, 5),
+    "few": (few_cells, 5),
+    "labels": (label_cells, 5),
     "ablations": (ablation_cells, 5),
     "harm": (harm_cells, 5),
 }

@@ -19,12 +19,17 @@ Errors = Mapping[int, float]
 
 def against(ours: Errors, base: Errors, percent: bool = False) -> str:
     """Mean difference over the seeds that both have, with its 95 % interval, and on how many it is better."""
-    seeds = sorted(ours.keys() & base.keys())
-    if len(seeds) < 2 or ours is base:
+    gains = differences(ours, base, percent)
+    if len(gains) < 2 or ours is base:
         return ""
-    scale = 100 / mean(base[seed] for seed in seeds) if percent else 1.0
-    gains = [scale * (ours[seed] - base[seed]) for seed in seeds]
     return f"{interval(gains)}{' %' * percent}, {sum(gain < 0 for gain in gains)} of {len(gains)}"
+
+
+def differences(ours: Errors, base: Errors, percent: bool = False) -> list[float]:
+    """Differences by seed, over the seeds that both have; in per cent of the base's mean if asked for."""
+    seeds = sorted(ours.keys() & base.keys())
+    scale = 100 / mean(base[seed] for seed in seeds) if percent and seeds else 1.0
+    return [scale * (ours[seed] - base[seed]) for seed in seeds]
 
 
 def average(values: Errors) -> str:
@@ -112,7 +117,7 @@ def harm_table(cells: list[Cell], found: Found, seeds: int) -> None:
         single = errors[Cell(cell.problem, SINGLE, regime, Cell(cell.problem, SINGLE, regime))]
         auxiliary = "" if cell.method == SINGLE else cell.regime.control or "as it is"
         place = cell.problem, regime_name(cell.regime)
-        warned = _warned(cell, found, seeds) if cell.watched and values else ""
+        warned = _warned(cell, found, seeds) if METHODS[cell.method].unless_aligned and values else ""
         lines.append((*place, cell.method, auxiliary, average(values), against(values, single), warned))
     head = (
         "primary <- auxiliary",
@@ -135,7 +140,8 @@ def _warned(cell: Cell, found: Found, seeds: int) -> str:
 
 TABLES: dict[str, Callable[[list[Cell], Found, int], None]] = {
     "main": main_table,
-    "grid": grid_table,
+    "few": grid_table,
+    "labels": grid_table,
     "ablations": ablation_table,
     "harm": harm_table,
 }

@@ -49,24 +49,30 @@ Watch = Callable[[float, Any, Batch], None]
 
 
 class AlignmentWatch:
-    """Measures `Alignment` on held-out samples, 30 times over training."""
+    """Measures `Alignment` on held-out samples, 30 times over the joint part of training."""
 
-    def __init__(self, problem: Problem, held_out: Batch) -> None:
-        self.problem, self.held_out = problem, held_out
+    def __init__(self, problem: Problem, held_out: Batch, until: float = 1.0) -> None:
+        self.problem, self.held_out, self.until = problem, held_out, until
         self.random, self.next = torch.Generator().manual_seed(0), 0.0
+        self.cosines: dict[str, list[float]] = {}
 
     def __call__(self, progress: float, model: Any, batch: Batch) -> None:
-        if progress < self.next:
+        if progress < self.next or progress >= self.until:
             return
         if not self.next:
             self.alignment = Alignment(model)
-        self.next += 1 / 30
+            self.cosines = self.alignment.cosines
+        self.next += self.until / 30
         chosen = torch.randint(len(self.held_out["input"]), (96,), generator=self.random)
         inputs, labels = (self.held_out[key][chosen] for key in ("input", "primary"))
         self.alignment.measure(
             lambda: self.problem.loss(model.primary_net(inputs), labels),
             lambda: aux_losses(self.problem, model(batch["input"])[1], batch),
         )
+
+    def helps(self, name: str) -> bool:
+        """Whether an auxiliary helps, or there are too few measurements to tell."""
+        return len(self.cosines[name]) < 10 or self.alignment.helps(name)
 
 
 def fit(
@@ -78,7 +84,7 @@ def fit(
     seed: int,
     watch: Watch | None = None,
 ) -> Any:
-    """Train by a method; returns the model, auxiliary and all."""
+    """Train by a method, which may need an `AlignmentWatch`; returns the model, auxiliary and all."""
     torch.manual_seed(seed)
     train, labelled = choose(problem, train, regime, seed)
     model: Any = method.build(problem, train["input"][:1])
@@ -91,10 +97,12 @@ def fit(
     stream = batches(problem, train, labelled, regime, method.halves, seed)
     for step in range(steps):
         progress = step / steps
-        losses_on = partial(losses_of, problem, method, model, progress, factor)
+        auxes = auxes_at(progress, problem, method, watch)
+        losses_on = partial(losses_of, problem, model, auxes, progress, factor)
         batch = next(stream)
         if method.halves:
             held_out, batch = batch, next(stream)
+        if method.halves and auxes:
             model.zero_grad()
             method.gate_backward(model, losses_on(held_out), partial(losses_on, batch))
             gates.step()
@@ -159,14 +167,21 @@ def optimisers(method: Method, model: Any, settings: Settings) -> tuple[Optimize
     )
 
 
-def losses_of(problem: Problem, method: Method, model: Any, progress: float, factor: float, batch: Batch) -> Losses:
+def auxes_at(progress: float, problem: Problem, method: Method, watch: Any = None) -> list[str]:
+    """The auxiliary tasks that are trained."""
+    if not method.auxiliary or (progress >= method.alone_from and not method.unless_aligned):
+        return []
+    return [name for name in problem.auxes if progress < method.alone_from or watch.helps(name)]
+
+
+def losses_of(problem: Problem, model: Any, auxes: list[str], progress: float, factor: float, batch: Batch) -> Losses:
     """Loss of each task, the auxiliary ones times a factor; that of the primary over the samples with its label."""
     few = slice(problem.batch)
-    if not method.auxiliary or progress >= method.alone_from:
-        return {"primary": problem.loss(primary_of(model)(batch["input"][few]), batch["primary"][few])}
-    output, auxes = model(batch["input"])
+    if not auxes:
+        return {"primary": problem.loss(model.primary_net(batch["input"][few]), batch["primary"][few])}
+    output, outputs = model(batch["input"])
     losses = {"primary": problem.loss(output[few], batch["primary"][few])}
-    losses |= {name: factor * loss for name, loss in aux_losses(problem, auxes, batch).items()}
+    losses |= {name: factor * loss for name, loss in aux_losses(problem, outputs, batch).items() if name in auxes}
     if isinstance(model, AuxNASWrapper):
         losses["penalty"] = model.search_penalty(progress)
     return losses
@@ -175,11 +190,6 @@ def losses_of(problem: Problem, method: Method, model: Any, progress: float, fac
 def aux_losses(problem: Problem, outputs: dict[str, Tensor], batch: Batch) -> Losses:
     """Loss of each auxiliary task."""
     return {name: aux.loss(outputs[name], batch[name]) for name, aux in problem.auxes.items()}
-
-
-def primary_of(model: Any) -> nn.Module:
-    """The network to serve, at any time of training."""
-    return model.primary_net if isinstance(model, AuxNASWrapper) else model.net
 
 
 @torch.no_grad()

@@ -3,12 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from methods import METHODS, OURS, Joined, LookAhead, Method
+from methods import LIGHT, METHODS, OURS, STOP_RULE, LookAhead, Method, PaperSearch
 
 from auxnas_layers import AuxG, AuxNAS, ClampedGate, SigmoidGate
 
 DEFAULT = METHODS[OURS]
-LIGHT = "light auxiliary"
 
 
 def ours(**changes: Any) -> Method:
@@ -17,13 +16,13 @@ def ours(**changes: Any) -> Method:
 
 
 ABLATIONS: dict[str, dict[str, Method]] = {
-    "auxiliary network": {LIGHT: Joined(search=AuxG(), head=True)},
+    "auxiliary network": {LIGHT: METHODS[LIGHT]},
     "how edges start": {
         **{f"own share {share:g}": ours(own_share=share) for share in (0.0, 0.5, 0.9)},
         "own share 1, edges zero": ours(own_share=1.0, start="zero"),
         "own share 1, edges scaled": ours(own_share=1.0, start="scaled"),
     },
-    "directions": {"Aux-G, our start": METHODS["Aux-G, our start"]},
+    "directions": {"no edges into the primary": replace(DEFAULT, search=AuxG())},
     "reach": {f"reach {reach}": replace(DEFAULT, reach=reach) for reach in (1, 2, 4)},
     "taps": {
         "the last tap": replace(DEFAULT, taps=(3,)),
@@ -31,20 +30,23 @@ ABLATIONS: dict[str, dict[str, Method]] = {
         "the first two taps": replace(DEFAULT, taps=(0, 1)),
     },
     "closing": {
-        "closing from 0 to 0.1": ours(close=(0.0, 0.1)),
+        "closing from 0 to 0.05": ours(close=(0.0, 0.05)),
         "closing from 0.4 to 0.7": ours(close=(0.4, 0.7)),
-        "closing from 0.7 to 1": ours(close=(0.7, 1.0)),
+        "closing from 0.9 to 1": ours(close=(0.9, 1.0)),
+        "cut at the end": replace(DEFAULT, search=PaperSearch()),
         "gates start at 1": ours(aux_to_primary_start=1.0),
         "sigmoid gates": ours(aux_to_primary=SigmoidGate),
     },
     "gates towards the auxiliary": {
         "gates learned with the weights": ours(primary_to_aux=ClampedGate),
         "gates learned on another half": replace(ours(primary_to_aux=ClampedGate), halves=True),
-        "gates learned one step ahead": LookAhead(search=AuxNAS(primary_to_aux=ClampedGate)),
+        "gates learned one step ahead": LookAhead(search=AuxNAS(primary_to_aux=ClampedGate), **STOP_RULE),
     },
-    "fine-tuning": {
-        "primary alone for the last tenth": replace(DEFAULT, alone_from=0.9),
-        "primary alone for the last half": replace(DEFAULT, alone_from=0.5),
+    "primary alone": {
+        "never alone": replace(DEFAULT, alone_from=1.0),
+        "alone from 0.5": replace(DEFAULT, unless_aligned=False),
+        "alone from 0.75": replace(DEFAULT, alone_from=0.75, unless_aligned=False),
+        "alone from 0.9": replace(DEFAULT, alone_from=0.9, unless_aligned=False),
     },
 }
 """By what they change; `OURS` belongs to each group."""

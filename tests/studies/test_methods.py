@@ -10,18 +10,43 @@ import pytest
 import runs
 import studies
 import torch
-from methods import METHODS, OURS, SHARED, SINGLE, CosineSimilarity, Heads, LookAhead, SharedBackbone, Surgery, aux_loss
+from methods import (
+    LIGHT,
+    METHODS,
+    OURS,
+    SHARED,
+    SINGLE,
+    CosineSimilarity,
+    Heads,
+    LookAhead,
+    SharedBackbone,
+    Surgery,
+    aux_loss,
+)
 from problems import PROBLEMS
 from runs import Run
 from tables import against, regime_name
 from torchjd.aggregation import Sum
-from training import Regime, Settings, batches, choose, evaluate, fit, halves, losses_of, optimisers, primary_of
+from training import (
+    AlignmentWatch,
+    Regime,
+    Settings,
+    auxes_at,
+    batches,
+    choose,
+    evaluate,
+    fit,
+    halves,
+    losses_of,
+    optimisers,
+)
 from variants import VARIANTS
 
 from auxnas_layers import AuxNAS, ClampedGate
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = PROBLEMS["depth <- segmentation"]
+AUXES = ["segmentation"]
 QUICK = Settings(1e-3, 0.01, 2)
 
 
@@ -38,7 +63,8 @@ def a_batch(data, seed=0):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_method_trains_and_serves_the_primary(name, data):
     method = VARIANTS[name]
-    model = fit(PROBLEM, method, data["train"], Regime(16, plenty=True), QUICK, seed=0)
+    watch = AlignmentWatch(PROBLEM, data["validation"]) if method.unless_aligned else None
+    model = fit(PROBLEM, method, data["train"], Regime(16, plenty=True), QUICK, 0, watch)
     net = method.export(model)
     assert 0 < evaluate(PROBLEM, net, data["test"]) < 5000
     if getattr(method, "served", "primary") == "primary":
@@ -50,14 +76,51 @@ def test_the_primary_starts_alike_under_every_method(name, data):
     torch.manual_seed(3)
     expected = PROBLEM.net().state_dict()
     torch.manual_seed(3)
-    found = primary_of(METHODS[name].build(PROBLEM, data["train"]["input"][:1])).state_dict()
+    found = METHODS[name].build(PROBLEM, data["train"]["input"][:1]).primary_net.state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
 def test_single_task_never_looks_at_auxiliary_labels(data):
     noise = data["train"] | {"segmentation": torch.zeros_like(data["train"]["segmentation"])}
-    nets = [fit(PROBLEM, METHODS[SINGLE], train, Regime(16, True), QUICK, 0).net for train in (data["train"], noise)]
+    nets = [
+        fit(PROBLEM, METHODS[SINGLE], train, Regime(16, True), QUICK, 0).primary_net for train in (data["train"], noise)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+
+
+def test_auxiliaries_stop_at_half_unless_they_help(data):
+    class Watch:
+        def helps(self, name):
+            return name == "segmentation"
+
+        def __call__(self, progress, model, batch):
+            pass
+
+    both = PROBLEMS["depth <- segmentation + normals"]
+    assert auxes_at(0.4, both, METHODS[OURS], Watch()) == ["segmentation", "normals"]
+    assert auxes_at(0.5, both, METHODS[OURS], Watch()) == ["segmentation"]
+    assert auxes_at(0.9, both, METHODS[SHARED]) == ["segmentation", "normals"]
+    assert auxes_at(0.0, both, METHODS[SINGLE]) == auxes_at(0.5, both, VARIANTS["alone from 0.5"]) == []
+    for helps, count in ((True, 4), (False, 2)):
+        losses = []
+        aux = replace(PROBLEM.auxes["segmentation"], loss=lambda outputs, labels: losses.append(1) or outputs.sum())
+        watch = Watch()
+        watch.helps = lambda name: helps
+        counting = replace(PROBLEM, auxes={"segmentation": aux})
+        fit(counting, METHODS[OURS], data["train"], Regime(16, True), replace(QUICK, steps=4), 0, watch)
+        assert len(losses) == count
+
+
+def test_the_watch_measures_thirty_times_until_it_is_asked(data):
+    watch = AlignmentWatch(PROBLEM, data["validation"], until=0.5)
+    fit(PROBLEM, METHODS[LIGHT], data["train"], Regime(16, True), replace(QUICK, steps=80), 0, watch)
+    assert len(watch.cosines["segmentation"]) == 30
+    watch.cosines["segmentation"][:] = [0.1, 0.2] * 15
+    assert watch.helps("segmentation")
+    watch.cosines["segmentation"][:] = [0.1, -0.2] * 15
+    assert not watch.helps("segmentation")
+    watch.cosines["segmentation"][:] = [0.1, -0.2] * 3  # too few to tell
+    assert watch.helps("segmentation")
 
 
 def test_labels_and_controls(data):
@@ -85,14 +148,14 @@ def test_labels_and_controls(data):
 def test_a_weight_multiplies_the_auxiliary_loss_alone(data):
     torch.manual_seed(0)
     model = Heads(PROBLEM)
-    once, thrice = (losses_of(PROBLEM, METHODS[SHARED], model, 0.5, w, a_batch(data)) for w in (1.0, 3.0))
+    once, thrice = (losses_of(PROBLEM, model, AUXES, 0.5, w, a_batch(data)) for w in (1.0, 3.0))
     torch.testing.assert_close(thrice["primary"], once["primary"])
     torch.testing.assert_close(thrice["segmentation"], 3 * once["segmentation"])
 
 
 def gradients(method, model, batch):
     model.zero_grad()
-    method.backward(model, losses_of(PROBLEM, method, model, 0.5, 1.0, batch))
+    method.backward(model, losses_of(PROBLEM, model, AUXES, 0.5, 1.0, batch))
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -123,13 +186,13 @@ def test_gates_one_step_ahead_have_the_gradient_of_the_held_out_loss(data):
         with torch.no_grad():
             alpha[gate] += shift
         slopes = torch.autograd.grad(
-            aux_loss(losses_of(PROBLEM, method, model, 0.9, 1.0, training)), weights, allow_unused=True
+            aux_loss(losses_of(PROBLEM, model, AUXES, 0.9, 1.0, training)), weights, allow_unused=True
         )
         moved = [(w, s) for w, s in zip(weights, slopes, strict=True) if s is not None]
         with torch.no_grad():
             for w, s in moved:
                 w -= step * s
-            loss = losses_of(PROBLEM, method, model, 0.9, 1.0, held_out)["primary"].item()
+            loss = losses_of(PROBLEM, model, AUXES, 0.9, 1.0, held_out)["primary"].item()
             for w, s in moved:
                 w += step * s
             alpha[gate] -= shift
@@ -141,8 +204,8 @@ def test_gates_one_step_ahead_have_the_gradient_of_the_held_out_loss(data):
         return alpha.grad.clone()
 
     ahead = look_ahead(
-        lambda: losses_of(PROBLEM, method, model, 0.9, 1.0, held_out),
-        lambda: losses_of(PROBLEM, method, model, 0.9, 1.0, training),
+        lambda: losses_of(PROBLEM, model, AUXES, 0.9, 1.0, held_out),
+        lambda: losses_of(PROBLEM, model, AUXES, 0.9, 1.0, training),
     )
     numeric = torch.tensor([after_a_step(g, 1e-4) - after_a_step(g, -1e-4) for g in range(len(alpha))]).to(ahead)
     assert torch.nn.functional.cosine_similarity(ahead / ahead.norm(), numeric / numeric.norm(), dim=0) > 0.99
@@ -188,7 +251,7 @@ def test_uncertainty_learns_its_weights_in_a_group_of_their_own(data):
     weights, variances = optimisers(method, model, QUICK)[0].param_groups
     assert variances["params"] == list(model.log_variances.parameters()) and variances["weight_decay"] == 0
     assert len(weights["params"]) == len(list(model.parameters())) - 2 and weights["lr"] == QUICK.lr
-    losses = losses_of(PROBLEM, method, model, 0.5, 1.0, a_batch(data))
+    losses = losses_of(PROBLEM, model, AUXES, 0.5, 1.0, a_batch(data))
     method.backward(model, losses)
     for task, loss in losses.items():
         torch.testing.assert_close(model.log_variances[task].grad, 1 - loss.detach())
@@ -244,7 +307,12 @@ def test_differences_are_paired():
     assert against(ours, base) == "-2.0 +- 2.5, 3 of 3"
     assert against(ours, base, percent=True) == "-8.6 +- 10.6 %, 3 of 3"
     assert against(ours, {0: 1.0}) == ""
-    assert [regime_name(regime) for regime in studies.GRID][:3] == ["100 / all", "300 / all", "100 / 100"]
+    assert [regime_name(regime) for regime in (studies.FEW, *studies.BETWEEN[:2])] == [
+        "100 / all",
+        "300 / all",
+        "100 / 100",
+    ]
+    assert regime_name(studies.ALL) == "all / all"
 
 
 @pytest.mark.parametrize("study", studies.STUDIES)

@@ -1,0 +1,98 @@
+"""Pictures of the studies' runs: how far each method's error is from that of the network trained alone.
+
+python examples/studies/pictures.py  # draws main.png and problems.png in docs/results from its runs.jsonl
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the examples, whose data and networks the studies use
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from methods import AUX_G, METHODS, OURS, SHARED, SINGLE
+from runs import FILE, read
+from studies import ALL, FEW, MAIN, STUDIES, Cell, Found
+from study import half_width
+from tables import differences
+
+Gains = Mapping[str, list[float]]
+"""Differences to the network trained alone by seed, in per cent of its error, for each name of a row."""
+SHOWN = {(SHARED, ""): "C1", (AUX_G, ""): "C2", (OURS, ""): "C0", (OURS, "permuted"): "0.6"}
+
+
+def gains(study: str, found: Found) -> dict[Cell, list[float]]:
+    """Of the cells of a study that have two runs or more, in the seeds that single-task has as well."""
+    make_cells, seeds = STUDIES[study]
+    errors = {cell: cell.errors(found, seeds) for cell in make_cells()}
+    alone = {(cell.problem, cell.regime): values for cell, values in errors.items() if cell.method == SINGLE}
+    every = {
+        cell: differences(values, alone[cell.problem, replace(cell.regime, control="")], percent=True)
+        for cell, values in errors.items()
+        if cell.method != SINGLE
+    }
+    return {cell: values for cell, values in every.items() if len(values) >= 2}
+
+
+def forest(ax: Axes, rows: Gains, colour: str = "C0", shift: float = 0.0, label: str = "") -> None:
+    """Mean and 95 % interval of each row, the first one at the top."""
+    for place, values in enumerate(rows.values()):
+        if values:
+            spot = {"color": colour, "marker": "o", "ms": 4, "lw": 1.5, "label": label}
+            ax.errorbar(mean(values), place + shift, xerr=half_width(values), **spot)
+            label = ""
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_xlabel("error, % over that of single-task")
+
+
+def draw_main(found: Found, file: Path) -> None:
+    """All methods on the main problems."""
+    every = gains("main", found)
+    figure, axes = plt.subplots(1, len(MAIN), figsize=(10, 4.2), sharey=True, layout="constrained")
+    for ax, problem in zip(axes, MAIN):
+        rows = {method: every.get(Cell(problem, method, FEW), []) for method in METHODS if method != SINGLE}
+        control = replace(FEW, control="permuted")
+        rows |= {f"{name}, permuted": every.get(Cell(problem, name, control), []) for name in (SHARED, OURS)}
+        forest(ax, rows)
+        ax.set_title(problem)
+    finish(figure, axes, file)
+
+
+def draw_problems(found: Found, file: Path) -> None:
+    """The main methods on every problem, with few primary labels and with all."""
+    every = gains("few", found) | gains("labels", found)
+    regimes = {"100 primary labels, all auxiliary labels": FEW, "all labels": ALL}
+    problems = list(dict.fromkeys(cell.problem for cell in every))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 1.5 + 0.5 * len(problems)), sharey=True, layout="constrained")
+    for ax, (title, regime) in zip(axes, regimes.items()):
+        for place, ((method, control), colour) in enumerate(SHOWN.items()):
+            rows = {name: _of(every, name, method, replace(regime, control=control)) for name in problems}
+            forest(ax, rows, colour, 0.18 * place - 0.27, f"{method}, permuted" if control else method)
+        ax.set_title(title)
+    axes[0].legend(frameon=False, fontsize="small")
+    finish(figure, axes, file)
+
+
+def _of(every: Mapping[Cell, list[float]], problem: str, method: str, regime: object) -> list[float]:
+    """The gains of a cell, however its settings were chosen."""
+    names = (problem, method, regime)
+    return next((values for cell, values in every.items() if (cell.problem, cell.method, cell.regime) == names), [])
+
+
+def finish(figure: plt.Figure, axes: "list[Axes]", file: Path) -> None:
+    """A line at no difference; save."""
+    for ax in axes:
+        ax.axvline(0, color="0.7", lw=0.8, zorder=0)
+    axes[0].invert_yaxis()
+    figure.savefig(file, dpi=100)
+
+
+if __name__ == "__main__":
+    draw_main(read(), FILE.with_name("main.png"))
+    draw_problems(read(), FILE.with_name("problems.png"))
