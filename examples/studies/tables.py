@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from statistics import mean
 
-from methods import METHODS, OURS, SHARED, SINGLE
+from methods import LIGHT, METHODS, OURS, SHARED, SINGLE
 from problems import PROBLEMS
 from studies import Cell, Found
 from study import interval
@@ -80,23 +80,27 @@ def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Fou
     )
 
 
-def grid_table(cells: list[Cell], found: Found, seeds: int) -> None:
-    """For each problem and regime, the errors of the main methods, and how ours differs from two of them."""
-    methods = list(dict.fromkeys((cell.method, cell.regime.control) for cell in cells))
-    rows = {}
+def core_table(cells: list[Cell], found: Found, seeds: int) -> None:
+    """For each problem and regime, how the core methods differ from single-task; then the errors of all."""
+    rows: dict[tuple[str, Regime], dict[str, Cell]] = {}
     for cell in cells:
-        row = rows.setdefault((cell.problem, replace(cell.regime, control="")), {})
-        row[cell.method, cell.regime.control] = cell.errors(found, seeds)
-    names = [f"{method}, permuted" if control else method for method, control in methods]
-    head = ("primary <- auxiliary", "labels", *names, "ours minus single-task", "ours minus shared")
-    lines = []
-    for (problem, regime), errors in rows.items():
-        if not any(errors.values()):
+        name = f"{cell.method}, permuted" if cell.regime.control else cell.method
+        rows.setdefault((cell.problem, replace(cell.regime, control="")), {})[name] = cell
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    gains, errors = [], []
+    for (problem, regime), row in rows.items():
+        by_name = {name: cell.errors(found, seeds) for name, cell in row.items()}
+        if len(by_name[OURS]) < 2:
             continue
-        ours = errors[OURS, ""]
-        gains = against(ours, errors[SINGLE, ""], percent=True), against(ours, errors[SHARED, ""], percent=True)
-        lines.append((problem, regime_name(regime), *(average(errors.get(key, {})) for key in methods), *gains))
-    show(head, lines)
+        place = problem, regime_name(regime)
+        single = [against(by_name.get(name, {}), by_name[SINGLE], percent=True) for name in (OURS, LIGHT, SHARED)]
+        gains.append((*place, *single, _stopped(row[OURS], found, seeds)))
+        errors.append((*place, *(average(by_name.get(name, {})) for name in names)))
+    head = "primary <- auxiliary", "labels"
+    print("error minus that of single-task, in % of it, and on how many seeds it is lower\n")
+    show((*head, "ours", "ours, light", "shared backbone", "stopped, mean cosine"), gains)
+    print("errors, in the unit of each data set\n")
+    show((*head, *names), errors)
 
 
 def ablation_table(cells: list[Cell], found: Found, seeds: int) -> None:
@@ -117,8 +121,8 @@ def harm_table(cells: list[Cell], found: Found, seeds: int) -> None:
         single = errors[Cell(cell.problem, SINGLE, regime, Cell(cell.problem, SINGLE, regime))]
         auxiliary = "" if cell.method == SINGLE else cell.regime.control or "as it is"
         place = cell.problem, regime_name(cell.regime)
-        warned = _warned(cell, found, seeds) if METHODS[cell.method].unless_aligned and values else ""
-        lines.append((*place, cell.method, auxiliary, average(values), against(values, single), warned))
+        stopped = _stopped(cell, found, seeds) if METHODS[cell.method].unless_aligned and values else ""
+        lines.append((*place, cell.method, auxiliary, average(values), against(values, single), stopped))
     head = (
         "primary <- auxiliary",
         "labels",
@@ -126,13 +130,13 @@ def harm_table(cells: list[Cell], found: Found, seeds: int) -> None:
         "auxiliary",
         "error",
         "minus single-task",
-        "warnings, mean cosine",
+        "stopped, mean cosine",
     )
     show(head, (line for line in lines if line[4]))
 
 
-def _warned(cell: Cell, found: Found, seeds: int) -> str:
-    """In how many runs `Alignment` would warn of the auxiliary, and the mean over all of its cosines."""
+def _stopped(cell: Cell, found: Found, seeds: int) -> str:
+    """In how many runs the alignment of an auxiliary was not above 0, and the mean over all cosines."""
     runs = [found[run]["cosines"].values() for run in cell.runs(found, seeds) if run in found]
     cosines = [values for run in runs for values in run]
     return f"{sum(not is_positive(values) for values in cosines)} of {len(cosines)}, {mean(map(mean, cosines)):+.2f}"
@@ -140,8 +144,8 @@ def _warned(cell: Cell, found: Found, seeds: int) -> str:
 
 TABLES: dict[str, Callable[[list[Cell], Found, int], None]] = {
     "main": main_table,
-    "few": grid_table,
-    "labels": grid_table,
+    "few": core_table,
+    "labels": core_table,
     "ablations": ablation_table,
     "harm": harm_table,
 }
