@@ -16,15 +16,21 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from methods import AUX_G, METHODS, OURS, SHARED, SINGLE
+from methods import AUX_G, LIGHT, METHODS, OURS, SHARED, SINGLE
 from runs import FILE, read
-from studies import ALL, FEW, MAIN, STUDIES, Cell, Found
+from studies import ALL, FEW, STUDIES, Cell, Found
 from study import half_width
 from tables import differences
 
 Gains = Mapping[str, list[float]]
 """Differences to the network trained alone by seed, in per cent of its error, for each name of a row."""
-SHOWN = {(SHARED, ""): "C1", (AUX_G, ""): "C2", (OURS, ""): "C0", (OURS, "permuted"): "0.6"}
+SHOWN = {
+    (SHARED, ""): "C1",
+    (AUX_G, ""): "C2",
+    (OURS, ""): "C0",
+    (LIGHT, ""): "C9",
+    (OURS, "permuted"): "0.6",
+}
 
 
 def gains(study: str, found: Found) -> dict[Cell, list[float]]:
@@ -54,29 +60,33 @@ def forest(ax: Axes, rows: Gains, colour: str = "C0", shift: float = 0.0, label:
 def draw_main(found: Found, file: Path) -> None:
     """All methods on the main problems."""
     every = gains("main", found)
-    figure, axes = plt.subplots(1, len(MAIN), figsize=(10, 4.2), sharey=True, layout="constrained")
-    for ax, problem in zip(axes, MAIN):
+    problems = list(dict.fromkeys(cell.problem for cell in every))
+    size = 2 + 4 * len(problems), 4.2
+    figure, axes = plt.subplots(1, len(problems), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for ax, problem in zip(axes[0], problems):
         rows = {method: every.get(Cell(problem, method, FEW), []) for method in METHODS if method != SINGLE}
         control = replace(FEW, control="permuted")
         rows |= {f"{name}, permuted": every.get(Cell(problem, name, control), []) for name in (SHARED, OURS)}
         forest(ax, rows)
         ax.set_title(problem)
-    finish(figure, axes, file)
+    finish(figure, axes[0], file)
 
 
 def draw_problems(found: Found, file: Path) -> None:
     """The main methods on every problem, with few primary labels and with all."""
     every = gains("few", found) | gains("labels", found)
-    regimes = {"100 primary labels, all auxiliary labels": FEW, "all labels": ALL}
+    titles = {FEW: "100 primary labels, all auxiliary labels", ALL: "all labels"}
     problems = list(dict.fromkeys(cell.problem for cell in every))
-    figure, axes = plt.subplots(1, 2, figsize=(11, 1.5 + 0.5 * len(problems)), sharey=True, layout="constrained")
-    for ax, (title, regime) in zip(axes, regimes.items()):
+    regimes = [regime for regime in titles if any(cell.regime == regime for cell in every)]
+    size = 3 + 4 * len(regimes), 1.5 + 0.5 * len(problems)
+    figure, axes = plt.subplots(1, len(regimes), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for ax, regime in zip(axes[0], regimes):
         for place, ((method, control), colour) in enumerate(SHOWN.items()):
             rows = {name: _of(every, name, method, replace(regime, control=control)) for name in problems}
-            forest(ax, rows, colour, 0.18 * place - 0.27, f"{method}, permuted" if control else method)
-        ax.set_title(title)
-    axes[0].legend(frameon=False, fontsize="small")
-    finish(figure, axes, file)
+            forest(ax, rows, colour, 0.15 * place - 0.3, f"{method}, permuted" if control else method)
+        ax.set_title(titles[regime])
+    axes[0, 0].legend(frameon=False, fontsize="small")
+    finish(figure, axes[0], file)
 
 
 def _of(every: Mapping[Cell, list[float]], problem: str, method: str, regime: object) -> list[float]:

@@ -8,10 +8,8 @@ from methods import LIGHT, METHODS, OURS, SHARED, SINGLE
 from problems import PROBLEMS
 from studies import Cell, Found
 from study import interval
-from training import Regime
+from training import Regime, goes_on
 from variants import ABLATIONS
-
-from auxnas_layers.alignment import is_positive
 
 Errors = Mapping[int, float]
 """Error by seed."""
@@ -37,9 +35,13 @@ def average(values: Errors) -> str:
     return f"{mean(values.values()):#.4g}" if values else ""
 
 
-def show(head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print as Markdown."""
-    head = list(head)
+def show(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str = "") -> None:
+    """Print as Markdown, unless there are no rows."""
+    head, rows = list(head), list(rows)
+    if not rows:
+        return
+    if caption:
+        print(f"{caption}\n")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for row in rows:
         print(f"| {' | '.join(row)} |")
@@ -97,10 +99,9 @@ def core_table(cells: list[Cell], found: Found, seeds: int) -> None:
         gains.append((*place, *single, _stopped(row[OURS], found, seeds)))
         errors.append((*place, *(average(by_name.get(name, {})) for name in names)))
     head = "primary <- auxiliary", "labels"
-    print("error minus that of single-task, in % of it, and on how many seeds it is lower\n")
-    show((*head, "ours", "ours, light", "shared backbone", "stopped, mean cosine"), gains)
-    print("errors, in the unit of each data set\n")
-    show((*head, *names), errors)
+    caption = "error minus that of single-task, in % of it, and on how many seeds it is lower"
+    show((*head, "ours", "ours, light", "shared backbone", "stopped, mean cosine"), gains, caption)
+    show((*head, *names), errors, "errors, in the unit of each data set")
 
 
 def ablation_table(cells: list[Cell], found: Found, seeds: int) -> None:
@@ -136,10 +137,10 @@ def harm_table(cells: list[Cell], found: Found, seeds: int) -> None:
 
 
 def _stopped(cell: Cell, found: Found, seeds: int) -> str:
-    """In how many runs the alignment of an auxiliary was not above 0, and the mean over all cosines."""
+    """In how many runs an auxiliary was stopped, and the mean over all cosines."""
     runs = [found[run]["cosines"].values() for run in cell.runs(found, seeds) if run in found]
     cosines = [values for run in runs for values in run]
-    return f"{sum(not is_positive(values) for values in cosines)} of {len(cosines)}, {mean(map(mean, cosines)):+.2f}"
+    return f"{sum(not goes_on(values) for values in cosines)} of {len(cosines)}, {mean(map(mean, cosines)):+.2f}"
 
 
 TABLES: dict[str, Callable[[list[Cell], Found, int], None]] = {

@@ -1,7 +1,7 @@
 """A training run: the same data, loop, optimiser and schedule for every method."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from auxnas_layers import Alignment, AuxNASWrapper
+from auxnas_layers.alignment import FEWEST, is_positive
 
 GATE_LEARNING_RATE = 1e-2
 TOO_STRONG = 10.0
@@ -71,8 +72,13 @@ class AlignmentWatch:
         )
 
     def helps(self, name: str) -> bool:
-        """Whether an auxiliary helps, or there are too few measurements to tell."""
-        return len(self.cosines[name]) < 10 or self.alignment.helps(name)
+        """See `goes_on`."""
+        return goes_on(self.cosines[name])
+
+
+def goes_on(cosines: Sequence[float]) -> bool:
+    """Whether an auxiliary helps by its cosines, or these are too few to tell."""
+    return len(cosines) < FEWEST or is_positive(cosines)
 
 
 def fit(

@@ -1,0 +1,49 @@
+"""What docs/results.md says of the studies is what their commands print, from runs that they ask for."""
+
+import re
+
+import pictures
+import pytest
+import runs
+import studies
+from tables import TABLES
+from test_methods import ROOT
+
+PUBLISHED = "main", "few", "harm"
+RESULTS = (ROOT / "docs" / "results.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def found():
+    return runs.read()
+
+
+@pytest.mark.parametrize("study", studies.STUDIES)
+def test_published_tables_are_printed_by_their_command(study, found, capsys):
+    make_cells, seeds = studies.STUDIES[study]
+    TABLES[study](make_cells(), found, seeds)
+    printed = [block for block in capsys.readouterr().out.strip().split("\n\n") if block]
+    assert printed or study not in PUBLISHED
+    for block in printed:
+        assert block in RESULTS, f"run.py {study} --table prints another table than docs/results.md has:\n{block}"
+
+
+def test_the_readme_quotes_a_table_of_the_results():
+    tables = re.findall(r"(?:^\|.*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert tables and all(table in RESULTS for table in tables)
+
+
+def test_every_run_belongs_to_a_study(found):
+    asked = set()
+    for make_cells, seeds in studies.STUDIES.values():
+        for cell in make_cells():
+            asked.update(cell.trials())
+            if all(run in found for run in cell.trials()):
+                asked.update(cell.runs(found, seeds))
+    assert not found.keys() - asked
+
+
+def test_the_pictures_are_drawn(found, tmp_path):
+    pictures.draw_main(found, tmp_path / "main.png")
+    pictures.draw_problems(found, tmp_path / "problems.png")
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("main.png", "problems.png"))
