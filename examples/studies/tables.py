@@ -96,11 +96,13 @@ def core_table(cells: list[Cell], found: Found, seeds: int) -> None:
             continue
         place = problem, regime_name(regime)
         single = [against(by_name.get(name, {}), by_name[SINGLE], percent=True) for name in (OURS, LIGHT, SHARED)]
-        gains.append((*place, *single, _stopped(row[OURS], found, seeds)))
+        shared = against(by_name[OURS], by_name.get(SHARED, {}), percent=True)
+        gains.append((*place, *single, shared, _stopped(row[OURS], found, seeds)))
         errors.append((*place, *(average(by_name.get(name, {})) for name in names)))
     head = "primary <- auxiliary", "labels"
     caption = "error minus that of single-task, in % of it, and on how many seeds it is lower"
-    show((*head, "ours", "ours, light", "shared backbone", "stopped, mean cosine"), gains, caption)
+    ways = "ours", "ours, light", "shared backbone", "ours minus shared"
+    show((*head, *ways, "stopped, mean cosine"), gains, caption)
     show((*head, *names), errors, "errors, in the unit of each data set")
 
 
