@@ -18,12 +18,15 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from methods import AUX_G, LIGHT, METHODS, OURS, SHARED, SINGLE
 from runs import FILE, read
-from studies import ALL, FEW, STUDIES, Cell, Found
+from studies import ALL, FEW, STUDIES, Found
 from study import half_width
 from tables import differences
+from training import Regime
 
 Gains = Mapping[str, list[float]]
 """Differences to the network trained alone by seed, in per cent of its error, for each name of a row."""
+Place = tuple[str, str, Regime]
+"""Problem, method and regime, however the settings were chosen."""
 SHOWN = {
     (SHARED, ""): "C1",
     (AUX_G, ""): "C2",
@@ -33,17 +36,16 @@ SHOWN = {
 }
 
 
-def gains(study: str, found: Found) -> dict[Cell, list[float]]:
+def gains(study: str, found: Found) -> dict[Place, list[float]]:
     """Of the cells of a study that have two runs or more, in the seeds that single-task has as well."""
     make_cells, seeds = STUDIES[study]
-    errors = {cell: cell.errors(found, seeds) for cell in make_cells()}
-    alone = {(cell.problem, cell.regime): values for cell, values in errors.items() if cell.method == SINGLE}
+    errors = {(cell.problem, cell.method, cell.regime): cell.errors(found, seeds) for cell in make_cells()}
     every = {
-        cell: differences(values, alone[cell.problem, replace(cell.regime, control="")], percent=True)
-        for cell, values in errors.items()
-        if cell.method != SINGLE
+        (problem, method, regime): differences(values, errors[problem, SINGLE, replace(regime, control="")], True)
+        for (problem, method, regime), values in errors.items()
+        if method != SINGLE
     }
-    return {cell: values for cell, values in every.items() if len(values) >= 2}
+    return {place: values for place, values in every.items() if len(values) >= 2}
 
 
 def forest(ax: Axes, rows: Gains, colour: str = "C0", shift: float = 0.0, label: str = "") -> None:
@@ -60,13 +62,13 @@ def forest(ax: Axes, rows: Gains, colour: str = "C0", shift: float = 0.0, label:
 def draw_main(found: Found, file: Path) -> None:
     """All methods on the main problems."""
     every = gains("main", found)
-    problems = list(dict.fromkeys(cell.problem for cell in every))
+    problems = list(dict.fromkeys(problem for problem, _, _ in every))
     size = 2 + 4 * len(problems), 4.2
     figure, axes = plt.subplots(1, len(problems), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, problem in zip(axes[0], problems):
-        rows = {method: every.get(Cell(problem, method, FEW), []) for method in METHODS if method != SINGLE}
+        rows = {method: every.get((problem, method, FEW), []) for method in METHODS if method != SINGLE}
         control = replace(FEW, control="permuted")
-        rows |= {f"{name}, permuted": every.get(Cell(problem, name, control), []) for name in (SHARED, OURS)}
+        rows |= {f"{name}, permuted": every.get((problem, name, control), []) for name in (SHARED, OURS)}
         forest(ax, rows)
         ax.set_title(problem)
     finish(figure, axes[0], file)
@@ -76,23 +78,17 @@ def draw_problems(found: Found, file: Path) -> None:
     """The main methods on every problem, with few primary labels and with all."""
     every = gains("few", found) | gains("labels", found)
     titles = {FEW: "100 primary labels, all auxiliary labels", ALL: "all labels"}
-    problems = list(dict.fromkeys(cell.problem for cell in every))
-    regimes = [regime for regime in titles if any(cell.regime == regime for cell in every)]
+    problems = list(dict.fromkeys(problem for problem, _, _ in every))
+    regimes = [regime for regime in titles if any(used == regime for _, _, used in every)]
     size = 3 + 4 * len(regimes), 1.5 + 0.5 * len(problems)
     figure, axes = plt.subplots(1, len(regimes), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, regime in zip(axes[0], regimes):
         for place, ((method, control), colour) in enumerate(SHOWN.items()):
-            rows = {name: _of(every, name, method, replace(regime, control=control)) for name in problems}
+            rows = {name: every.get((name, method, replace(regime, control=control)), []) for name in problems}
             forest(ax, rows, colour, 0.15 * place - 0.3, f"{method}, permuted" if control else method)
         ax.set_title(titles[regime])
     axes[0, 0].legend(frameon=False, fontsize="small")
     finish(figure, axes[0], file)
-
-
-def _of(every: Mapping[Cell, list[float]], problem: str, method: str, regime: object) -> list[float]:
-    """The gains of a cell, however its settings were chosen."""
-    names = (problem, method, regime)
-    return next((values for cell, values in every.items() if (cell.problem, cell.method, cell.regime) == names), [])
 
 
 def finish(figure: plt.Figure, axes: "list[Axes]", file: Path) -> None:
