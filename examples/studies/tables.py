@@ -62,10 +62,10 @@ def main_table(cells: list[Cell], found: Found, seeds: int) -> None:
         if not errors:
             continue
         base = {cell.method: values for cell, values in errors.items() if not cell.regime.control}
-        print(f"{problem}: {PROBLEMS[problem].metric}; 100 samples with the primary label\n")
         show(
             ("method", "error", "minus single-task", "minus shared backbone", "lr, decay, steps, aux. weight"),
             (_main_row(cell, values, base, found) for cell, values in errors.items()),
+            f"{problem}: {PROBLEMS[problem].metric}; 100 samples with the primary label",
         )
 
 
