@@ -13,13 +13,13 @@ VIT_TAPS = ["trunk.blocks.0", "trunk.blocks.1", "trunk.blocks.2", "trunk.blocks.
 
 
 class ResNet(nn.Module):
-    """ResNet-18 of half the width at output stride 16, whose stages are summed at a quarter of the resolution."""
+    """ResNet-18 of a quarter of the width at output stride 16; sums its stages at a quarter of the resolution."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
         import timm
 
-        widths = (32, 64, 128, 256)
+        widths = (16, 32, 64, 128)
         self.trunk = timm.create_model(
             "resnet18", channels=widths, output_stride=16, features_only=True, out_indices=(1, 2, 3, 4)
         )
@@ -38,13 +38,13 @@ class ResNet(nn.Module):
 
 
 class Vit(nn.Module):
-    """ViT-Ti with four blocks on patches of 10 x 10, for images of 60 x 80."""
+    """ViT of half the width of ViT-Ti, with four blocks, on patches of 10 x 10, for images of 60 x 80."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
         from timm.models import VisionTransformer
 
-        width = 192
+        width = 96
         self.trunk = VisionTransformer(
             (60, 80), 10, embed_dim=width, depth=4, num_heads=3, class_token=False, global_pool="", num_classes=0
         )

@@ -40,6 +40,7 @@ class Method:
         halves: Whether a step is a gate step on one half of the data and a weight step on the other.
         alone_from: Progress from which on the primary network is trained by itself.
         unless_aligned: Whether auxiliaries whose alignment says that they help go on even then.
+        aux_factor: Of the auxiliary losses, on top of their weight in the settings.
     """
 
     same_compute: bool = False
@@ -47,6 +48,7 @@ class Method:
     halves: bool = False
     alone_from: float = 1.0
     unless_aligned: bool = False
+    aux_factor: float = 1.0
 
     def build(self, problem: Problem, example: Tensor) -> nn.Module:
         """The model to train."""

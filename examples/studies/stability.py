@@ -1,7 +1,7 @@
-"""Is what is found stable? Gates and losses over training for 10 seeds, and the exported primary against the wrapper's.
+"""Is what is found stable? Gates and errors over training, and the exported primary against the wrapper's.
 
-python examples/studies/stability.py          # runs what is missing, prints the table, draws docs/results/stability.png
-python examples/studies/stability.py --table  # prints the table of what is in docs/results/stability.json
+python examples/studies/stability.py --seeds 10  # runs what is missing, prints the table, draws stability.png
+python examples/studies/stability.py --table     # prints the table of what is in docs/results/stability.json
 """
 
 import sys
@@ -13,6 +13,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the examples, whose data and networks the studies use
 
 import matplotlib
+
+matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -21,12 +23,14 @@ from problems import PROBLEMS
 from runs import load
 from studies import FEW, MAIN
 from study import read_options, run_missing
+from tables import show
 from training import Settings, fit
 from variants import VARIANTS
 
 MEASURED = 60  # times over training
 SETTINGS = Settings(3e-3, 0.01, 600, 3.0)
-WAYS = ("ours", "closing from 0.4 to 0.7", "gates start at 1", "sigmoid gates")
+LEARNED = "gates learned with the weights"
+WAYS = ("ours", "closing from 0.4 to 0.7", "sigmoid gates", LEARNED)
 
 
 class GateWatch:
@@ -42,64 +46,86 @@ class GateWatch:
     def __call__(self, progress: float, model: Any, batch: Batch) -> None:
         if progress * MEASURED < len(self.progress):
             return
-        edges = [edge.gate for edge in model.architecture() if edge.direction.endswith("to_primary")]
         model.eval()
         error = self.problem.errors(model.primary_net(self.inputs), self.labels).mean().item()
         joined = self.problem.errors(model(self.inputs).primary, self.labels).mean().item()
         model.train()
         self.progress.append(progress)
-        self.gates.append([round(gate, 4) for gate in edges])
+        self.gates.append(list(gates(model, "to_primary").values()))
         self.errors.append((round(error, 1), round(joined, 1)))
 
 
-def run(task: dict[str, Any]) -> dict[str, Any]:
+def gates(model: Any, direction: str) -> dict[str, float]:
+    """Gate of each edge of the direction that ends so."""
+    edges = [edge for edge in model.architecture() if edge.direction.endswith(direction)]
+    return {f"{edge.source} to {edge.target}": round(edge.gate, 4) for edge in edges}
+
+
+def run(task: dict[str, Any], fast: bool = False) -> dict[str, Any]:
     """One training run, watched."""
-    problem, data = PROBLEMS[MAIN[0]], load(MAIN[0], False)
+    problem, data = PROBLEMS[MAIN[0]], load(MAIN[0], fast)
     watch = GateWatch(problem, data["validation"])
     method = replace(VARIANTS[task["method"]], alone_from=1.0)  # joined to the end
-    model = fit(problem, method, data["train"], FEW, SETTINGS, task["seed"], watch)
+    settings = replace(SETTINGS, steps=2) if fast else SETTINGS
+    model = fit(problem, method, data["train"], FEW, settings, task["seed"], watch)
     inputs = data["test"]["input"][:50]
     with torch.no_grad():
         ours = model.eval()(inputs).primary
-        difference = (model.export_primary()(inputs) - ours).abs().max().item()
-    return {"progress": watch.progress, "gates": watch.gates, "errors": watch.errors, "difference": difference}
+        difference = (model.export_primary(allow_open=True)(inputs) - ours).abs().max().item()
+    found = {"progress": watch.progress, "gates": watch.gates, "errors": watch.errors, "difference": difference}
+    return found | {"towards": gates(model, "to_segmentation")}
+
+
+def by_way(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The results of each way of closing that has any."""
+    found = {way: [result for result in results if result["method"] == way] for way in WAYS}
+    return {way: runs for way, runs in found.items() if runs}
+
+
+def likeness(results: list[dict[str, Any]]) -> float:
+    """Mean correlation, over pairs of seeds, of the gates towards the auxiliary."""
+    towards = np.array([list(result["towards"].values()) for result in results])
+    return float(np.corrcoef(towards)[np.triu_indices(len(towards), 1)].mean())
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
     """How gates end their course, by way of closing."""
-    print(
-        "| | seeds | largest gate, mean over seeds | progress at which the last gate is closed | exported - wrapper's |"
-    )
-    print("|---|---|---|---|---|")
-    for way in WAYS:
-        found = [result for result in results if result["method"] == way]
-        if not found:
-            continue
-        gates = [np.array(result["gates"]) for result in found]
-        closed = [[*result["progress"], 1.0][int((g > 0).any(1).sum())] for result, g in zip(found, gates)]
-        largest = mean(g.max() for g in gates)
+    head = "way", "seeds", "largest gate into the primary", "progress at which the last one is closed"
+    lines = []
+    for way, found in by_way(results).items():
+        over_time = [np.array(result["gates"]) for result in found]
+        closed = [[*result["progress"], 1.0][int((g > 0).any(1).sum())] for result, g in zip(found, over_time)]
+        largest = mean(g.max() for g in over_time)
         difference = max(result["difference"] for result in found)
-        print(f"| {way} | {len(found)} | {largest:.2f} | {min(closed):.2f} to {max(closed):.2f} | {difference:g} |")
+        alike = f"{likeness(found):.2f}" if way == LEARNED and len(found) > 1 else ""
+        until = f"{min(closed):.2f} to {max(closed):.2f}"
+        lines.append((way, f"{len(found)}", f"{largest:.2f}", until, f"{difference:g}", alike))
+    show((*head, "exported - wrapper's", "gates towards the auxiliary, correlation of seeds"), lines)
 
 
 def draw(results: list[dict[str, Any]], file: Path) -> None:
-    """Each way: gates of all seeds over training, and below them the primary's error with and without open edges."""
-    figure, axes = plt.subplots(2, len(WAYS), figsize=(13, 5.5), sharex=True, sharey="row", layout="constrained")
-    for column, way in zip(axes.T, WAYS):
-        found = [result for result in results if result["method"] == way]
-        for result in found:
-            column[0].plot(result["progress"], result["gates"], color="C0", lw=0.5, alpha=0.4)
-            errors = np.array(result["errors"])
-            for values, colour in zip(errors.T, ("C0", "C1")):
-                column[1].plot(result["progress"], values, color=colour, lw=0.7, alpha=0.6)
-        column[0].set_title(way)
-        column[1].set(xlabel="progress", ylim=(None, 1000))
-    axes[0, 0].set_ylabel("gates into the primary")
-    axes[1, 0].set_ylabel("held-out error")
-    axes[1, 0].plot([], [], color="C0", label="primary alone")
-    axes[1, 0].plot([], [], color="C1", label="with what is open")
+    """A column for each way: gates and errors over training, and the gates towards the auxiliary at its end."""
+    found = by_way(results)
+    size = 1 + 3 * len(found), 8
+    figure, axes = plt.subplots(3, len(found), figsize=size, sharey="row", squeeze=False, layout="constrained")
+    for (over_time, errors, towards), (way, runs) in zip(axes.T, found.items()):
+        for run in runs:
+            over_time.plot(run["progress"], run["gates"], color="C0", lw=0.5, alpha=0.4)
+            for values, colour in zip(np.array(run["errors"]).T, ("C0", "C1")):
+                errors.plot(run["progress"], values, color=colour, lw=0.7, alpha=0.6)
+        over_time.set_title(way)
+        errors.set(xlabel="progress", ylim=(None, 1000))
+        image = towards.imshow([list(run["towards"].values()) for run in runs], vmin=0, vmax=1, cmap="Blues")
+        towards.set_xticks(range(len(runs[0]["towards"])), list(runs[0]["towards"]), rotation=90, fontsize=7)
+        towards.set_yticks(range(len(runs)), [f"{run['seed']}" for run in runs])
+    figure.colorbar(image, ax=axes[2], label="gates towards the auxiliary")
+    for ax, label in zip(axes[:, 0], ("gates into the primary", "held-out error", "seed")):
+        ax.set_ylabel(label)
+    for colour, label in (("C0", "primary alone"), ("C1", "with what is open")):
+        axes[1, 0].plot([], [], color=colour, label=label)
     axes[1, 0].legend(frameon=False)
     figure.savefig(file, dpi=100)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -107,9 +133,9 @@ def main() -> None:
     options = read_options(__doc__, "stability.json")
     tasks = [{"method": way, "seed": seed} for seed in range(options.seeds) for way in WAYS]
     results = run_missing(options.results, [] if options.table else tasks, run)
+    results.sort(key=lambda result: result["seed"])
     print_table(results)
     if not options.table:
-        matplotlib.use("Agg")
         draw(results, options.results.with_suffix(".png"))
 
 

@@ -13,11 +13,11 @@ from variants import ABLATIONS
 
 MAIN = ("depth <- segmentation", "normals <- segmentation")
 HARM = (*MAIN, "upper garment <- lower garment")
-COSTLY = tuple(name for name in PROBLEMS if "ResNet" in name or "ViT" in name)
+COSTLY = tuple(name for name in PROBLEMS if any(part in name for part in ("ResNet", "ViT", "+")))
 CORE = (SINGLE, MATCHED, SHARED, AUX_G, OURS, LIGHT)
 CONTROLLED = (SHARED, OURS)  # run with permuted auxiliary labels too
 FEW, ALL = Regime(100, plenty=True), Regime(0, plenty=False)
-BETWEEN = (Regime(300, True), Regime(100, False), Regime(300, False), Regime(1000, False))
+BETWEEN = (Regime(300, True), Regime(100, False), Regime(1000, False))
 TRIALS = (
     Settings(3e-3, 0.01, 1200, 3.0),
     Settings(1e-3, 0.1, 1200, 10.0),
@@ -25,7 +25,10 @@ TRIALS = (
     Settings(3e-3, 0.1, 600, 10.0),
     Settings(1e-2, 0.1, 1200, 3.0),
 )
-"""Of the main problems; of the others the first four, of the costly ones the first two."""
+"""Of the main problems; of others the first four, of costly ones the first two, with half the steps.
+
+With 1000 or more primary labels, the first two, with three times the steps.
+"""
 TUNING_SEED = 100  # of no other run
 
 Found = Mapping[Run, Mapping[str, Any]]
@@ -33,9 +36,12 @@ Found = Mapping[Run, Mapping[str, Any]]
 
 def trials(problem: str, method: str, regime: Regime) -> list[Run]:
     """What the settings of a method are chosen from, by validation samples: the same for every method."""
-    judged = replace(FEW if 0 < regime.labels < 1000 else ALL, control=regime.control)
-    count = 5 if problem in MAIN else 2 if problem in COSTLY else 4
-    return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in TRIALS[:count]]
+    many = not 0 < regime.labels < 1000
+    judged = replace(ALL if many else FEW, control=regime.control)
+    count = 2 if many or problem in COSTLY else 5 if problem in MAIN else 4
+    factor = 3 if many else 0.5 if problem in COSTLY else 1
+    settings = [replace(trial, steps=int(factor * trial.steps)) for trial in TRIALS[:count]]
+    return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in settings]
 
 
 @dataclass(frozen=True)
@@ -80,25 +86,30 @@ def main_cells() -> list[Cell]:
     return [Cell(problem, method, FEW) for problem in MAIN for method in METHODS] + controls
 
 
-def core_cells(problem: str, regime: Regime) -> list[Cell]:
+def core_cells(problem: str) -> list[Cell]:
     """The core methods, and the control, which on the main problems is tuned by itself."""
-    cells = {method: Cell(problem, method, regime) for method in CORE}
-    control = replace(regime, control="permuted")
+    cells = {method: Cell(problem, method, FEW) for method in CORE}
+    if problem in COSTLY:
+        del cells[LIGHT]
+        cells[MATCHED] = replace(cells[MATCHED], like=cells[SINGLE])
+        cells[AUX_G] = replace(cells[AUX_G], like=cells[OURS])
+    control = replace(FEW, control="permuted")
     controls = [Cell(problem, name, control, None if problem in MAIN else cells[name]) for name in CONTROLLED]
     return [*cells.values(), *controls]
 
 
 def few_cells() -> list[Cell]:
     """The core methods on every data set where few samples carry the primary label and all the auxiliary one."""
-    return [cell for problem in PROBLEMS for cell in core_cells(problem, FEW)]
+    return [cell for problem in PROBLEMS for cell in core_cells(problem)]
 
 
 def label_cells() -> list[Cell]:
-    """The core methods where all samples carry both labels; on the main problems, some of them with other numbers."""
-    between = [
-        Cell(problem, method, regime) for problem in MAIN for regime in BETWEEN for method in (SINGLE, SHARED, OURS)
-    ]
-    return between + [cell for problem in PROBLEMS for cell in core_cells(problem, ALL)]
+    """Other numbers of labels; where all samples carry both, on other problems and with the control too."""
+    places = [(problem, regime) for problem in MAIN for regime in BETWEEN]
+    places += [(problem, ALL) for problem in PROBLEMS if problem not in COSTLY]
+    cells = [Cell(problem, method, regime) for problem, regime in places for method in (SINGLE, SHARED, OURS)]
+    ours = [cell for cell in cells if cell.method == OURS and cell.regime == ALL]
+    return cells + [replace(cell, regime=replace(ALL, control="permuted"), like=cell) for cell in ours]
 
 
 def ablation_cells() -> list[Cell]:
@@ -111,9 +122,8 @@ def ablation_cells() -> list[Cell]:
 def harm_cells() -> list[Cell]:
     """Auxiliaries that cannot help, or are far too strong, under the settings of true ones."""
     return [
-        Cell(problem, method, replace(regime, control=control), Cell(problem, method, regime))
+        Cell(problem, method, replace(FEW, control=control), Cell(problem, method, FEW))
         for problem in HARM
-        for regime in (FEW, ALL)
         for control in ("", "permuted", "too strong")
         for method in (SINGLE, SHARED, OURS)
         if method != SINGLE or not control

@@ -99,7 +99,7 @@ def fit(
     weights, gates = optimisers(method, model, settings)
     steps = settings.steps * (2 * (1 + regime.plenty) if method.same_compute else 1)
     schedule = OneCycleLR(weights, [group["lr"] for group in weights.param_groups], steps)
-    factor = settings.aux_weight * (TOO_STRONG if regime.control == "too strong" else 1.0)
+    factor = settings.aux_weight * method.aux_factor * (TOO_STRONG if regime.control == "too strong" else 1.0)
     stream = batches(problem, train, labelled, regime, method.halves, seed)
     for step in range(steps):
         progress = step / steps

@@ -153,6 +153,16 @@ def test_a_weight_multiplies_the_auxiliary_loss_alone(data):
     torch.testing.assert_close(thrice["segmentation"], 3 * once["segmentation"])
 
 
+def test_a_factor_of_the_auxiliary_losses_is_a_weight(data):
+    def trained(factor, weight):
+        method, settings = replace(METHODS[SHARED], aux_factor=factor), replace(QUICK, aux_weight=weight)
+        model = fit(PROBLEM, method, data["train"], Regime(10, plenty=True), settings, 0)
+        return torch.cat([p.flatten() for p in model.primary_net.parameters()])
+
+    assert torch.equal(trained(3.0, 1.0), trained(1.0, 3.0))
+    assert not torch.equal(trained(3.0, 1.0), trained(1.0, 1.0))
+
+
 def gradients(method, model, batch):
     model.zero_grad()
     method.backward(model, losses_of(PROBLEM, model, AUXES, 0.5, 1.0, batch))
