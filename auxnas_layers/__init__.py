@@ -12,7 +12,7 @@
 True
 """
 
-from auxnas_layers.alignment import Alignment
+from auxnas_layers.alignment import Alignment, explained_loss
 from auxnas_layers.architecture import Architecture, Edge
 from auxnas_layers.cost import Cost, CostReport
 from auxnas_layers.errors import AuxiliaryWarning, AuxNASError, ExportError, LayoutError, SearchError, TapError
@@ -84,6 +84,7 @@ __all__ = [
     "TapTable",
     "align",
     "entropy_penalty",
+    "explained_loss",
     "l1_penalty",
     "linear_ramp",
     "list_taps",

@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
+from math import inf, sqrt
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,6 +119,35 @@ class Alignment:
     def __repr__(self) -> str:
         lines = [f"{name}: {mean(found):+.3f} over {len(found)}" for name, found in self.cosines.items()]
         return f"Alignment({'; '.join(lines)})"
+
+
+def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: Tensor) -> float:
+    """Share of a held-out loss that outputs explain: 1 - loss / loss with the labels of other samples, unitless.
+
+    A permutation test of whether an auxiliary has been learned at all. One that cannot be predicted from the inputs
+    stays at about 0, however far its training loss falls; it cannot help, and what it teaches is noise.
+
+    Args:
+        loss: Of outputs and labels, scalar, not negative.
+        outputs: Of held-out samples, in eval mode.
+        labels: Of the same samples, ``(b, ...)``; each sample gets those of another, half a batch further.
+
+    Raises:
+        SearchError: If there are fewer than two samples, or the loss is negative or not finite.
+
+    >>> outputs = labels = torch.arange(4.0)
+    >>> explained_loss(torch.nn.functional.l1_loss, outputs, labels)
+    1.0
+    >>> explained_loss(torch.nn.functional.l1_loss, torch.ones(4), labels)
+    0.0
+    """
+    if len(labels) < 2:
+        raise SearchError(f"{len(labels)} samples have no labels of others to compare with; give two or more")
+    with torch.no_grad():
+        own, others = (loss(outputs, chosen).item() for chosen in (labels, labels.roll(len(labels) // 2, 0)))
+    if not (0 <= own < inf and 0 <= others < inf):
+        raise SearchError(f"the loss is {min(own, others)}; a share needs one that is finite and not negative")
+    return 1 - own / others if others else 0.0
 
 
 def is_positive(values: Sequence[float]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from auxnas_layers import Alignment, AuxiliaryWarning, AuxNAS, AuxNASWrapper, SearchError
+from auxnas_layers import Alignment, AuxiliaryWarning, AuxNAS, AuxNASWrapper, SearchError, explained_loss
 
 
 def wrap(primary: nn.Module | None = None) -> AuxNASWrapper:
@@ -143,3 +143,31 @@ def test_what_is_wrong_is_said():
     with pytest.raises(SearchError, match="9 measurements of 'aux'"):
         alignment.check()
     assert repr(alignment) == "Alignment(aux: +1.000 over 9)"
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_an_auxiliary_is_learned_if_its_labels_can_be_predicted(noise):
+    torch.manual_seed(0)
+    train, held_out, truth, net = torch.randn(64, 8), torch.randn(256, 8), torch.randn(8, 3), nn.Linear(8, 3)
+    labels = (train @ truth).argmax(1)
+    labels = labels[torch.randperm(64)] if noise else labels
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(200):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(train), labels).backward()
+        optimiser.step()
+    share = explained_loss(nn.functional.cross_entropy, net(held_out), (held_out @ truth).argmax(1))
+    assert abs(share) < 0.1 if noise else share > 0.5
+
+
+def test_the_share_is_that_of_the_loss_with_the_labels_of_others():
+    outputs, labels = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 3.0, 5.0])
+    others = torch.tensor([3.0, 5.0, 1.0, 2.0])
+    wanted = 1 - (outputs - labels).abs().mean() / (outputs - others).abs().mean()
+    assert explained_loss(nn.functional.l1_loss, outputs.requires_grad_(), labels) == pytest.approx(wanted.item())
+    assert explained_loss(nn.functional.l1_loss, torch.ones(4), torch.ones(4)) == 0  # nothing to tell apart
+    with pytest.raises(SearchError, match="1 samples have no labels of others"):
+        explained_loss(nn.functional.l1_loss, outputs[:1], labels[:1])
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(SearchError, match=f"the loss is {bad}; a share needs one that is finite and not negative"):
+            explained_loss(lambda outputs, labels: torch.tensor(bad), outputs, labels)

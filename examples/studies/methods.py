@@ -39,7 +39,8 @@ class Method:
         auxiliary: Whether there is anything but the primary network.
         halves: Whether a step is a gate step on one half of the data and a weight step on the other.
         alone_from: Progress from which on the primary network is trained by itself.
-        unless_aligned: Whether auxiliaries whose alignment says that they help go on even then.
+        unless_aligned: Whether auxiliaries go on even then if their alignment says that they help; one that has not
+            been learned at all is left out earlier.
         aux_factor: Of the auxiliary losses, on top of their weight in the settings.
     """
 

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -47,8 +47,13 @@ def execute(run: Run, fast: bool) -> dict[str, Any]:
     model = fit(problem, method, data["train"], run.regime, run.settings, run.seed, watch)
     found: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
     if watch:
-        found["cosines"] = {name: [round(x, 4) for x in values] for name, values in watch.cosines.items()}
+        found |= {"cosines": rounded(watch.cosines), "explained": rounded(watch.explained)}
     return found | {"error": evaluate(problem, method.export(model), data[run.split])}
+
+
+def rounded(measured: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """To four decimals, by auxiliary."""
+    return {name: [round(x, 4) for x in values] for name, values in measured.items()}
 
 
 def read(file: Path = FILE) -> dict[Run, dict[str, Any]]:

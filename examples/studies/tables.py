@@ -8,7 +8,7 @@ from methods import LIGHT, METHODS, OURS, SHARED, SINGLE
 from problems import PROBLEMS
 from studies import Cell, Found
 from study import interval
-from training import Regime, goes_on
+from training import Regime, is_aligned, is_learned
 from variants import ABLATIONS
 
 Errors = Mapping[int, float]
@@ -36,10 +36,12 @@ def average(values: Errors) -> str:
 
 
 def show(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str = "") -> None:
-    """Print as Markdown, unless there are no rows."""
-    head, rows = list(head), list(rows)
+    """Print as Markdown what has rows, without the columns in which all of them are empty."""
+    rows = list(rows)
     if not rows:
         return
+    columns = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
+    head, *rows = zip(*columns)
     if caption:
         print(f"{caption}\n")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
@@ -83,26 +85,29 @@ def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Fou
 
 
 def core_table(cells: list[Cell], found: Found, seeds: int) -> None:
-    """For each problem and regime, how the core methods differ from single-task; then the errors of all."""
+    """For each problem and regime, how methods differ from single-task; what else there is of ours; all errors."""
     rows: dict[tuple[str, Regime], dict[str, Cell]] = {}
     for cell in cells:
         name = f"{cell.method}, permuted" if cell.regime.control else cell.method
         rows.setdefault((cell.problem, replace(cell.regime, control="")), {})[name] = cell
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    gains, errors = [], []
+    gains, more, errors = [], [], []
     for (problem, regime), row in rows.items():
         by_name = {name: cell.errors(found, seeds) for name, cell in row.items()}
         if len(by_name[OURS]) < 2:
             continue
         place = problem, regime_name(regime)
-        single = [against(by_name.get(name, {}), by_name[SINGLE], percent=True) for name in (OURS, LIGHT, SHARED)]
-        shared = against(by_name[OURS], by_name.get(SHARED, {}), percent=True)
-        gains.append((*place, *single, shared, _stopped(row[OURS], found, seeds)))
+        single, shared = by_name[SINGLE], by_name[SHARED]
+        ways = (by_name.get(name, {}) for name in (OURS, SHARED, f"{OURS}, permuted"))
+        gains.append((*place, *(against(values, single, percent=True) for values in ways)))
+        light = against(by_name.get(LIGHT, {}), single, percent=True)
+        more.append((*place, light, against(by_name[OURS], shared, percent=True), _stopped(row[OURS], found, seeds)))
         errors.append((*place, *(average(by_name.get(name, {})) for name in names)))
     head = "primary <- auxiliary", "labels"
     caption = "error minus that of single-task, in % of it, and on how many seeds it is lower"
-    ways = "ours", "ours, light", "shared backbone", "ours minus shared"
-    show((*head, *ways, "stopped, mean cosine"), gains, caption)
+    show((*head, "ours", "shared backbone", "ours, permuted labels"), gains, caption)
+    caption = "the same for the light auxiliary; ours minus shared backbone, in %; runs of ours that the rule stopped"
+    show((*head, "ours, light", "ours minus shared", "stopped, mean cosine"), more, caption)
     show((*head, *names), errors, "errors, in the unit of each data set")
 
 
@@ -139,10 +144,12 @@ def harm_table(cells: list[Cell], found: Found, seeds: int) -> None:
 
 
 def _stopped(cell: Cell, found: Found, seeds: int) -> str:
-    """In how many runs an auxiliary was stopped, and the mean over all cosines."""
-    runs = [found[run]["cosines"].values() for run in cell.runs(found, seeds) if run in found]
-    cosines = [values for run in runs for values in run]
-    return f"{sum(not goes_on(values) for values in cosines)} of {len(cosines)}, {mean(map(mean, cosines)):+.2f}"
+    """In how many runs an auxiliary was not learned, and in how many not aligned; and the mean over all cosines."""
+    runs = [found[run] for run in cell.runs(found, seeds) if run in found]
+    measured = [(run["explained"][name], run["cosines"][name]) for run in runs for name in run["cosines"]]
+    unlearned = sum(not is_learned(shares) for shares, _ in measured)
+    unaligned = sum(is_learned(shares) and not is_aligned(cosines) for shares, cosines in measured)
+    return f"{unlearned} + {unaligned} of {len(measured)}, {mean(mean(cosines) for _, cosines in measured):+.2f}"
 
 
 TABLES: dict[str, Callable[[list[Cell], Found, int], None]] = {

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import mean
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from auxnas_layers import Alignment, AuxNASWrapper
+from auxnas_layers import Alignment, AuxNASWrapper, explained_loss
 from auxnas_layers.alignment import FEWEST, is_positive
 
 GATE_LEARNING_RATE = 1e-2
 TOO_STRONG = 10.0
+LEARNED, LEARNED_BY = 0.05, 0.2  # the share of its loss that an auxiliary must explain, and the progress by which
 
 
 @dataclass(frozen=True)
@@ -50,33 +52,50 @@ Watch = Callable[[float, Any, Batch], None]
 
 
 class AlignmentWatch:
-    """Measures `Alignment` on held-out samples, 30 times over the joint part of training."""
+    """Measures `Alignment` on held-out samples, 30 times while both are trained; early on `explained_loss` too."""
 
     def __init__(self, problem: Problem, held_out: Batch, until: float = 1.0) -> None:
         self.problem, self.held_out, self.until = problem, held_out, until
         self.random, self.next = torch.Generator().manual_seed(0), 0.0
         self.cosines: dict[str, list[float]] = {}
+        self.explained: dict[str, list[float]] = {name: [] for name in problem.auxes}
 
     def __call__(self, progress: float, model: Any, batch: Batch) -> None:
-        if progress < self.next or progress >= self.until:
+        if progress < self.next or progress >= self.until or not any(self.goes_on(n, progress) for n in self.explained):
             return
         if not self.next:
             self.alignment = Alignment(model)
             self.cosines = self.alignment.cosines
         self.next += self.until / 30
         chosen = torch.randint(len(self.held_out["input"]), (96,), generator=self.random)
-        inputs, labels = (self.held_out[key][chosen] for key in ("input", "primary"))
+        held_out = {key: values[chosen] for key, values in self.held_out.items()}
+        if LEARNED_BY / 2 <= progress < LEARNED_BY:
+            self._explain(model, held_out)
         self.alignment.measure(
-            lambda: self.problem.loss(model.primary_net(inputs), labels),
+            lambda: self.problem.loss(model.primary_net(held_out["input"]), held_out["primary"]),
             lambda: aux_losses(self.problem, model(batch["input"])[1], batch),
         )
 
-    def helps(self, name: str) -> bool:
-        """See `goes_on`."""
-        return goes_on(self.cosines[name])
+    @torch.no_grad()
+    def _explain(self, model: Any, held_out: Batch) -> None:
+        outputs = model.eval()(held_out["input"])[1]
+        for name, aux in self.problem.auxes.items():
+            self.explained[name].append(explained_loss(aux.loss, outputs[name], held_out[name]))
+        model.train()
+
+    def goes_on(self, name: str, progress: float) -> bool:
+        """Whether an auxiliary is trained: from a fifth on if it is learned, and to the end if it helps as well."""
+        if progress < LEARNED_BY:
+            return True
+        return is_learned(self.explained[name]) and (progress < self.until or is_aligned(self.cosines[name]))
 
 
-def goes_on(cosines: Sequence[float]) -> bool:
+def is_learned(shares: Sequence[float]) -> bool:
+    """Whether an auxiliary explains some of its held-out loss, or nothing has been measured."""
+    return not shares or mean(shares) > LEARNED
+
+
+def is_aligned(cosines: Sequence[float]) -> bool:
     """Whether an auxiliary helps by its cosines, or these are too few to tell."""
     return len(cosines) < FEWEST or is_positive(cosines)
 
@@ -177,7 +196,7 @@ def auxes_at(progress: float, problem: Problem, method: Method, watch: Any = Non
     """The auxiliary tasks that are trained."""
     if not method.auxiliary or (progress >= method.alone_from and not method.unless_aligned):
         return []
-    return [name for name in problem.auxes if progress < method.alone_from or watch.helps(name)]
+    return [name for name in problem.auxes if not watch or watch.goes_on(name, progress)]
 
 
 def losses_of(problem: Problem, model: Any, auxes: list[str], progress: float, factor: float, batch: Batch) -> Losses:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ from training import (
     evaluate,
     fit,
     halves,
+    is_aligned,
     losses_of,
     optimisers,
 )
@@ -90,8 +92,8 @@ def test_single_task_never_looks_at_auxiliary_labels(data):
 
 def test_auxiliaries_stop_at_half_unless_they_help(data):
     class Watch:
-        def helps(self, name):
-            return name == "segmentation"
+        def goes_on(self, name, progress):
+            return progress < 0.5 or name == "segmentation"
 
         def __call__(self, progress, model, batch):
             pass
@@ -105,22 +107,45 @@ def test_auxiliaries_stop_at_half_unless_they_help(data):
         losses = []
         aux = replace(PROBLEM.auxes["segmentation"], loss=lambda outputs, labels: losses.append(1) or outputs.sum())
         watch = Watch()
-        watch.helps = lambda name: helps
+        watch.goes_on = lambda name, progress, helps=helps: progress < 0.5 or helps
         counting = replace(PROBLEM, auxes={"segmentation": aux})
         fit(counting, METHODS[OURS], data["train"], Regime(16, True), replace(QUICK, steps=4), 0, watch)
         assert len(losses) == count
 
 
-def test_the_watch_measures_thirty_times_until_it_is_asked(data):
+def test_the_watch_measures_thirty_times_until_it_is_asked(data, monkeypatch):
+    monkeypatch.setattr("training.LEARNED", -inf)
     watch = AlignmentWatch(PROBLEM, data["validation"], until=0.5)
     fit(PROBLEM, METHODS[LIGHT], data["train"], Regime(16, True), replace(QUICK, steps=80), 0, watch)
     assert len(watch.cosines["segmentation"]) == 30
-    watch.cosines["segmentation"][:] = [0.1, 0.2] * 15
-    assert watch.helps("segmentation")
-    watch.cosines["segmentation"][:] = [0.1, -0.2] * 15
-    assert not watch.helps("segmentation")
-    watch.cosines["segmentation"][:] = [0.1, -0.2] * 3  # too few to tell
-    assert watch.helps("segmentation")
+    assert len(watch.explained["segmentation"]) == 6  # those of the second tenth
+
+
+def test_an_auxiliary_goes_on_if_it_is_learned_and_aligned(data):
+    watch = AlignmentWatch(PROBLEM, data["validation"], until=0.5)
+    for cosines, shares, until_half, to_the_end in (
+        ([0.1, 0.2] * 15, [0.04, 0.08], True, True),
+        ([0.1, -0.2] * 15, [0.04, 0.08], True, False),
+        ([0.1, -0.2] * 3, [0.04, 0.08], True, True),  # cosines too few to tell
+        ([0.1, 0.2] * 15, [0.04, 0.05], False, False),
+        ([], [], True, True),  # nothing measured
+    ):
+        watch.cosines["segmentation"], watch.explained["segmentation"] = cosines, shares
+        assert watch.goes_on("segmentation", 0.19)
+        assert watch.goes_on("segmentation", 0.2) == watch.goes_on("segmentation", 0.49) == until_half
+        assert watch.goes_on("segmentation", 0.5) == to_the_end
+
+
+@pytest.mark.parametrize("control", ["", "permuted"])
+def test_what_cannot_be_learned_is_measured_and_trained_for_a_fifth_only(data, control):
+    calls = []
+    aux = PROBLEM.auxes["segmentation"]
+    problem = replace(PROBLEM, auxes={"segmentation": replace(aux, loss=lambda *x: calls.append(1) or aux.loss(*x))})
+    watch = AlignmentWatch(problem, data["validation"], until=0.5)
+    watch._explain = lambda model, held_out: watch.explained["segmentation"].append(0.0 if control else 1.0)
+    fit(problem, METHODS[LIGHT], data["train"], Regime(16, True), replace(QUICK, steps=60), 0, watch)
+    assert len(watch.cosines["segmentation"]) == (12 if control else 30)
+    assert len(calls) == (12 + 12 if control else 30 + 30 + 30 * is_aligned(watch.cosines["segmentation"]))
 
 
 def test_labels_and_controls(data):
