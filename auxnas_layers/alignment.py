@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, sqrt
+from math import gcd, inf, sqrt
 from statistics import mean, stdev
 from typing import Any
 
@@ -122,15 +122,18 @@ class Alignment:
 
 
 def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: Tensor) -> float:
-    """Share of a held-out loss that outputs explain: 1 - loss / loss with the labels of other samples, unitless.
+    """Share of a held-out loss that knowing the sample takes away: 1 - loss / loss with the labels of other samples.
 
-    A permutation test of whether an auxiliary has been learned at all. One that cannot be predicted from the inputs
-    stays at about 0, however far its training loss falls; it cannot help, and what it teaches is noise.
+    Tells whether an auxiliary has been learned at all. One that cannot be predicted from the inputs stays at about 0,
+    however far its training loss falls; it cannot help, and what it teaches is noise.
 
     Args:
         loss: Of outputs and labels, scalar, not negative.
         outputs: Of held-out samples, in eval mode.
-        labels: Of the same samples, ``(b, ...)``; each sample gets those of another, half a batch further.
+        labels: Of the same samples, ``(b, ...)``; each sample gets those of another, about half a batch further.
+
+    Returns:
+        The share, unitless; 1 where the loss is 0, below 0 where the labels of others fit better.
 
     Raises:
         SearchError: If there are fewer than two samples, or the loss is negative or not finite.
@@ -141,12 +144,15 @@ def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: 
     >>> explained_loss(torch.nn.functional.l1_loss, torch.ones(4), labels)
     0.0
     """
-    if len(labels) < 2:
-        raise SearchError(f"{len(labels)} samples have no labels of others to compare with; give two or more")
+    count = len(labels)
+    if count < 2:
+        raise SearchError(f"{count} samples have no labels of others to compare with; give two or more")
+    shift = next(n for n in range(count // 2, count) if gcd(n, count) == 1)  # no cycle of labels comes onto itself
     with torch.no_grad():
-        own, others = (loss(outputs, chosen).item() for chosen in (labels, labels.roll(len(labels) // 2, 0)))
-    if not (0 <= own < inf and 0 <= others < inf):
-        raise SearchError(f"the loss is {min(own, others)}; a share needs one that is finite and not negative")
+        own, others = (loss(outputs, chosen).item() for chosen in (labels, labels.roll(shift, 0)))
+    for found in (own, others):
+        if not 0 <= found < inf:
+            raise SearchError(f"the loss is {found}; a share needs one that is finite and not negative")
     return 1 - own / others if others else 0.0
 
 

@@ -162,7 +162,7 @@ def test_an_auxiliary_is_learned_if_its_labels_can_be_predicted(noise):
 
 def test_the_share_is_that_of_the_loss_with_the_labels_of_others():
     outputs, labels = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 3.0, 5.0])
-    others = torch.tensor([3.0, 5.0, 1.0, 2.0])
+    others = torch.tensor([2.0, 3.0, 5.0, 1.0])  # three further
     wanted = 1 - (outputs - labels).abs().mean() / (outputs - others).abs().mean()
     assert explained_loss(nn.functional.l1_loss, outputs.requires_grad_(), labels) == pytest.approx(wanted.item())
     assert explained_loss(nn.functional.l1_loss, torch.ones(4), torch.ones(4)) == 0  # nothing to tell apart
@@ -170,4 +170,11 @@ def test_the_share_is_that_of_the_loss_with_the_labels_of_others():
         explained_loss(nn.functional.l1_loss, outputs[:1], labels[:1])
     for bad in (-1.0, float("nan"), float("inf")):
         with pytest.raises(SearchError, match=f"the loss is {bad}; a share needs one that is finite and not negative"):
-            explained_loss(lambda outputs, labels: torch.tensor(bad), outputs, labels)
+            explained_loss(lambda _, chosen: torch.tensor(2.0 if chosen is labels else bad), outputs, labels)
+
+
+@pytest.mark.parametrize("classes, samples", [(2, 4), (10, 100), (3, 9), (2, 2)])
+def test_labels_that_come_in_turn_are_not_compared_with_themselves(classes, samples):
+    labels = torch.arange(classes).repeat(samples // classes)
+    outputs = 9 * nn.functional.one_hot(labels, classes).float()
+    assert explained_loss(nn.functional.cross_entropy, outputs, labels) > 0.9

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("study", choices=studies.STUDIES)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--fast", action="store_true")
-    parser.add_argument("--seeds", type=int, help="fewer than the study has")
+    parser.add_argument("--seeds", type=int, choices=range(2, 11), help="fewer than the study has")
     parser.add_argument("--problems", nargs="*", help="only these")
     parser.add_argument("--workers", type=int, default=0, help="processes; one for each core by default")
     options = parser.parse_args()

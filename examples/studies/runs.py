@@ -56,6 +56,13 @@ def rounded(measured: Mapping[str, list[float]]) -> dict[str, list[float]]:
     return {name: [round(x, 4) for x in values] for name, values in measured.items()}
 
 
+def mend(file: Path) -> None:
+    """Take away the last line if it was interrupted, so that the next one does not go on with it."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        file.write_text("".join(lines[:-1]))
+
+
 def read(file: Path = FILE) -> dict[Run, dict[str, Any]]:
     """All results so far."""
     results = {}
@@ -70,6 +77,7 @@ def read(file: Path = FILE) -> dict[Run, dict[str, Any]]:
 
 def complete(runs: Sequence[Run], fast: bool = False, workers: int = 0, file: Path = FILE) -> dict[Run, dict[str, Any]]:
     """Do what is missing, in this order, each run in a process of its own, and return all results."""
+    mend(file)
     results = read(file)
     missing = [run for run in dict.fromkeys(runs) if run not in results]
     for name in dict.fromkeys(run.problem for run in missing):

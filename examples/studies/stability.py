@@ -29,8 +29,8 @@ from variants import VARIANTS
 
 MEASURED = 60  # times over training
 SETTINGS = Settings(3e-3, 0.01, 600, 3.0)
-LEARNED = "gates learned with the weights"
-WAYS = ("ours", "closing from 0.4 to 0.7", "sigmoid gates", LEARNED)
+GATES_LEARNED = "gates learned with the weights"
+WAYS = ("ours", "closing from 0.4 to 0.7", "sigmoid gates", GATES_LEARNED)
 
 
 class GateWatch:
@@ -65,7 +65,7 @@ def run(task: dict[str, Any], fast: bool = False) -> dict[str, Any]:
     """One training run, watched."""
     problem, data = PROBLEMS[MAIN[0]], load(MAIN[0], fast)
     watch = GateWatch(problem, data["validation"])
-    method = replace(VARIANTS[task["method"]], alone_from=1.0)  # joined to the end
+    method = replace(VARIANTS[task["method"]], alone_from=1.0, unless_aligned=False)  # joined to the end
     settings = replace(SETTINGS, steps=2) if fast else SETTINGS
     model = fit(problem, method, data["train"], FEW, settings, task["seed"], watch)
     inputs = data["test"]["input"][:50]
@@ -97,7 +97,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
         closed = [[*result["progress"], 1.0][int((g > 0).any(1).sum())] for result, g in zip(found, over_time)]
         largest = mean(g.max() for g in over_time)
         difference = max(result["difference"] for result in found)
-        alike = f"{likeness(found):.2f}" if way == LEARNED and len(found) > 1 else ""
+        alike = f"{likeness(found):.2f}" if way == GATES_LEARNED and len(found) > 1 else ""
         until = f"{min(closed):.2f} to {max(closed):.2f}"
         lines.append((way, f"{len(found)}", f"{largest:.2f}", until, f"{difference:g}", alike))
     show((*head, "exported - wrapper's", "gates towards the auxiliary, correlation of seeds"), lines)

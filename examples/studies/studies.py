@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
 
-from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, SHARED, SINGLE
+from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, SHARED, SHARED_STOPPED, SINGLE
 from problems import PROBLEMS
 from runs import Run
 from training import Regime, Settings
@@ -121,11 +121,12 @@ def ablation_cells() -> list[Cell]:
 
 def harm_cells() -> list[Cell]:
     """Auxiliaries that cannot help, or are far too strong, under the settings of true ones."""
+    like = {SINGLE: SINGLE, SHARED: SHARED, SHARED_STOPPED: SHARED, OURS: OURS}  # whose settings
     return [
-        Cell(problem, method, replace(FEW, control=control), Cell(problem, method, FEW))
+        Cell(problem, method, replace(FEW, control=control), Cell(problem, like[method], FEW))
         for problem in HARM
         for control in ("", "permuted", "too strong")
-        for method in (SINGLE, SHARED, OURS)
+        for method in like
         if method != SINGLE or not control
     ]
 

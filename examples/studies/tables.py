@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from statistics import mean
 
-from methods import LIGHT, METHODS, OURS, SHARED, SINGLE
+from methods import LIGHT, MATCHED, METHODS, OURS, SHARED, SINGLE
 from problems import PROBLEMS
 from studies import Cell, Found
 from study import interval
-from training import Regime, is_aligned, is_learned
+from training import Regime, is_aligned, is_learned, steps_of
 from variants import ABLATIONS
 
 Errors = Mapping[int, float]
@@ -74,7 +74,8 @@ def main_table(cells: list[Cell], found: Found, seeds: int) -> None:
 def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Found) -> tuple[str, ...]:
     name = f"{cell.method}, labels permuted" if cell.regime.control else cell.method
     s = cell.settings(found)
-    settings = f"{s.lr:g}, {s.weight_decay:g}, {s.steps}" + f", {s.aux_weight:g}" * METHODS[cell.method].auxiliary
+    steps = steps_of(METHODS[cell.method], cell.regime, s)
+    settings = f"{s.lr:g}, {s.weight_decay:g}, {steps}" + f", {s.aux_weight:g}" * METHODS[cell.method].auxiliary
     return (
         name,
         f"{average(values)}, {len(values)} seeds",
@@ -97,17 +98,18 @@ def core_table(cells: list[Cell], found: Found, seeds: int) -> None:
         if len(by_name[OURS]) < 2:
             continue
         place = problem, regime_name(regime)
-        single, shared = by_name[SINGLE], by_name[SHARED]
-        ways = (by_name.get(name, {}) for name in (OURS, SHARED, f"{OURS}, permuted"))
-        gains.append((*place, *(against(values, single, percent=True) for values in ways)))
-        light = against(by_name.get(LIGHT, {}), single, percent=True)
-        more.append((*place, light, against(by_name[OURS], shared, percent=True), _stopped(row[OURS], found, seeds)))
+        rivals = {name: by_name.get(name, {}) for name in (MATCHED, SHARED)}
+        ways = (OURS, LIGHT, *rivals, f"{OURS}, permuted")
+        gains.append((*place, *(against(by_name.get(name, {}), by_name[SINGLE], percent=True) for name in ways)))
+        minus = (against(by_name[OURS], errors, percent=True) for errors in rivals.values())
+        more.append((*place, *minus, _stopped(row[OURS], found, seeds)))
         errors.append((*place, *(average(by_name.get(name, {})) for name in names)))
     head = "primary <- auxiliary", "labels"
     caption = "error minus that of single-task, in % of it, and on how many seeds it is lower"
-    show((*head, "ours", "shared backbone", "ours, permuted labels"), gains, caption)
-    caption = "the same for the light auxiliary; ours minus shared backbone, in %; runs of ours that the rule stopped"
-    show((*head, "ours, light", "ours minus shared", "stopped, mean cosine"), more, caption)
+    ways = "ours", "light auxiliary", "same compute", "shared backbone", "ours, permuted labels"
+    show((*head, *ways), gains, caption)
+    caption = "error of ours minus that of others, in % of it; runs of ours that the rule stopped"
+    show((*head, "minus same compute", "minus shared backbone", "stopped, mean cosine"), more, caption)
     show((*head, *names), errors, "errors, in the unit of each data set")
 
 

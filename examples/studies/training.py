@@ -116,7 +116,7 @@ def fit(
     if train["input"].dim() == 4:
         model.to(memory_format=torch.channels_last)
     weights, gates = optimisers(method, model, settings)
-    steps = settings.steps * (2 * (1 + regime.plenty) if method.same_compute else 1)
+    steps = steps_of(method, regime, settings)
     schedule = OneCycleLR(weights, [group["lr"] for group in weights.param_groups], steps)
     factor = settings.aux_weight * method.aux_factor * (TOO_STRONG if regime.control == "too strong" else 1.0)
     stream = batches(problem, train, labelled, regime, method.halves, seed)
@@ -140,6 +140,11 @@ def fit(
             gates.step()
         schedule.step()
     return model
+
+
+def steps_of(method: Method, regime: Regime, settings: Settings) -> int:
+    """Steps that are taken."""
+    return settings.steps * (2 * (1 + regime.plenty) if method.same_compute else 1)
 
 
 def choose(problem: Problem, train: Batch, regime: Regime, seed: int) -> tuple[Batch, Tensor]:
@@ -193,10 +198,12 @@ def optimisers(method: Method, model: Any, settings: Settings) -> tuple[Optimize
 
 
 def auxes_at(progress: float, problem: Problem, method: Method, watch: Any = None) -> list[str]:
-    """The auxiliary tasks that are trained."""
-    if not method.auxiliary or (progress >= method.alone_from and not method.unless_aligned):
+    """The auxiliary tasks that are trained; a method that asks for their alignment needs an `AlignmentWatch`."""
+    if not method.auxiliary:
         return []
-    return [name for name in problem.auxes if not watch or watch.goes_on(name, progress)]
+    if method.unless_aligned:
+        return [name for name in problem.auxes if watch.goes_on(name, progress)]
+    return list(problem.auxes) if progress < method.alone_from else []
 
 
 def losses_of(problem: Problem, model: Any, auxes: list[str], progress: float, factor: float, batch: Batch) -> Losses:

@@ -40,7 +40,7 @@ ABLATIONS: dict[str, dict[str, Method]] = {
         "gates learned one step ahead": LookAhead(search=AuxNAS(primary_to_aux=ClampedGate), **STOP_RULE),
     },
     "primary alone": {
-        "never alone": replace(DEFAULT, alone_from=1.0),
+        "never alone": replace(DEFAULT, alone_from=1.0, unless_aligned=False),
         "alone from 0.5": replace(DEFAULT, unless_aligned=False),
         "alone from 0.75": replace(DEFAULT, alone_from=0.75, unless_aligned=False),
     },

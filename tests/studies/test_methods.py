@@ -310,6 +310,8 @@ def test_a_run_that_fails_does_not_lose_the_others(tmp_path):
     assert list(runs.read(file)) == todo[1:]
     file.write_text(file.read_text() + '{"run": {"pro')  # interrupted while it was written
     assert list(runs.read(file)) == todo[1:]
+    two = [todo[1], replace(todo[1], seed=1)]
+    assert list(runs.complete(two, fast=True, workers=1, file=file)) == list(runs.read(file)) == two
 
 
 def test_runs_resume(tmp_path):

@@ -10,7 +10,7 @@ from tables import TABLES
 from test_methods import ROOT
 from training import is_learned
 
-PUBLISHED = "main", "few", "harm"
+PUBLISHED = "main", "few", "ablations", "harm"
 RESULTS = (ROOT / "docs" / "results.md").read_text()
 
 
