@@ -92,7 +92,7 @@ class Fusion(nn.Module):
             x: The feature that hears.
             heard: Source and gate of each open edge, by its number.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: this is what tells one kind of fusion from another
 
     def weight_shape(self, channels: int, source_channels: int) -> tuple[int, ...]:
         """Shape of the weight of a source."""

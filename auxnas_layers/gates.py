@@ -51,11 +51,11 @@ class Gate(nn.Module):
 
     def squash(self, alpha: Tensor) -> Tensor:
         """Value of a gate from its parameter; every kind of gate has its own."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: an identity would make gates that nothing bounds
 
     def unsquash(self, value: Tensor) -> Tensor:
         """Parameter of a gate from its value; every kind of gate has its own."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: an identity would make gates that nothing bounds
 
     def draw(self, alpha: Tensor) -> Tensor:
         """The gates that one forward goes by; their values, unless a subclass says otherwise."""

@@ -122,7 +122,7 @@ class JoinedNets(nn.Module):
 
     def _gates_now(self) -> Gates:
         """The gates that this forward goes by; who sets them says so."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: the wrapper reads its gates, an exported net has constants
 
     def _route(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], aux_inputs: Any) -> dict[str, Inputs]:
         """Which arguments each network gets."""

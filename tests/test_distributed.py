@@ -590,7 +590,7 @@ def test_gates_that_are_sharded_too_are_refused_by_torch(processes):
 @pytest.mark.parametrize("options", [[], ["--fabric"]], ids=["torch", "fabric"])
 def test_the_example_runs(options):
     if options and not find_spec("lightning_fabric"):
-        pytest.skip("needs lightning-fabric")
+        pytest.skip("needs lightning-fabric")  # no package of the library; torch alone runs the other half
     script = [str(ROOT / "examples" / "distributed.py"), "--steps", "30", *options]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *script]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}

@@ -294,5 +294,5 @@ def test_a_fusion_that_says_nothing_is_not_taken_for_residual():
     with pytest.raises(ValueError, match="AuxNAS closes every edge into the primary, and Silent would go on"):
         AuxNASWrapper(Cnn(), Cnn(), ["layer1"], fusion=Silent)
     AuxNASWrapper(Cnn(), Cnn(), ["layer1"], search=AuxG(), fusion=Silent)(IMAGES)
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError):  # the base class has no way to fuse
         Fusion(3, [3])(torch.ones(2, 3), [torch.ones(2, 3)], [1.0])

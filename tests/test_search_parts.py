@@ -221,7 +221,7 @@ def test_a_gate_of_ones_own_says_how_alpha_and_value_belong_together():
     assert gate.values() == [0.125, 0.125]
     gate.settle_(0.0)
     assert gate.values() == [0.0, 0.0] and gate.closed.all()
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError):  # the base class has no squashing
         Gate(1)
 
 

