@@ -98,10 +98,9 @@ def core_table(cells: list[Cell], found: Found, seeds: int) -> None:
         if len(by_name[OURS]) < 2:
             continue
         place = problem, regime_name(regime)
-        rivals = {name: by_name.get(name, {}) for name in (MATCHED, SHARED)}
-        ways = (OURS, LIGHT, *rivals, f"{OURS}, permuted")
+        ways = (OURS, LIGHT, MATCHED, SHARED, f"{OURS}, permuted")
         gains.append((*place, *(against(by_name.get(name, {}), by_name[SINGLE], percent=True) for name in ways)))
-        minus = (against(by_name[OURS], errors, percent=True) for errors in rivals.values())
+        minus = (against(by_name[OURS], by_name.get(name, {}), percent=True) for name in (MATCHED, SHARED))
         more.append((*place, *minus, _stopped(row[OURS], found, seeds)))
         errors.append((*place, *(average(by_name.get(name, {})) for name in names)))
     head = "primary <- auxiliary", "labels"
