@@ -38,8 +38,7 @@ SHOWN = {
 
 def gains(study: str, found: Found) -> dict[Place, list[float]]:
     """Of the cells of a study that have two runs or more, in the seeds that single-task has as well."""
-    make_cells, seeds = STUDIES[study]
-    errors = {(cell.problem, cell.method, cell.regime): cell.errors(found, seeds) for cell in make_cells()}
+    errors = {(cell.problem, cell.method, cell.regime): cell.errors(found) for cell in STUDIES[study]()}
     every = {
         (problem, method, regime): differences(values, errors[problem, SINGLE, replace(regime, control="")], True)
         for (problem, method, regime), values in errors.items()

@@ -25,24 +25,23 @@ def main() -> None:
     parser.add_argument("study", choices=studies.STUDIES)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--fast", action="store_true")
-    parser.add_argument("--seeds", type=int, choices=range(2, 11), help="fewer than the study has")
+    parser.add_argument("--seeds", type=int, default=10, choices=range(2, 11), help="at most")
     parser.add_argument("--problems", nargs="*", help="only these")
     parser.add_argument("--workers", type=int, default=0, help="processes; one for each core by default")
     options = parser.parse_args()
     if options.fast:
         studies.TRIALS, studies.BETWEEN = (replace(studies.TRIALS[0], steps=2),), studies.BETWEEN[:1]
-    make_cells, seeds = studies.STUDIES[options.study]
-    cells = [cell for cell in make_cells() if not options.problems or cell.problem in options.problems]
-    seeds = options.seeds or seeds
+    cells = [c for c in studies.STUDIES[options.study]() if not options.problems or c.problem in options.problems]
+    most = 2 if options.fast else options.seeds
+    cells = [replace(cell, seeds=min(cell.seeds, most)) for cell in cells]
     if options.table:
-        return TABLES[options.study](cells, read(), seeds)
+        return TABLES[options.study](cells, read())
     with tempfile.TemporaryDirectory() as scratch:
-        file, seeds = (Path(scratch) / FILE.name, 2) if options.fast else (FILE, seeds)
+        file = Path(scratch) / FILE.name if options.fast else FILE
         todo = partial(complete, fast=options.fast, workers=options.workers, file=file)
         found = todo([run for cell in cells for run in cell.trials()])
-        by_seed = zip(*(cell.runs(found, seeds) for cell in cells), strict=True)
-        found = todo([run for runs in by_seed for run in runs])
-    TABLES[options.study](cells, found, seeds)
+        found = todo(sorted((run for cell in cells for run in cell.runs(found)), key=lambda run: run.seed))
+    TABLES[options.study](cells, found)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Which runs each study consists of."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any
 
@@ -52,6 +52,7 @@ class Cell:
         problem, method, regime: See `Run`.
         like: Another cell whose settings it takes; otherwise it is tuned by itself.
         split: See `Run`.
+        seeds: Number of them.
     """
 
     problem: str
@@ -59,6 +60,7 @@ class Cell:
     regime: Regime
     like: "Cell | None" = None
     split: str = "test"
+    seeds: int = field(default=5, compare=False)
 
     def trials(self) -> list[Run]:
         """The trials that decide its settings."""
@@ -68,22 +70,23 @@ class Cell:
         """Those of the trial with the least error; one that has diverged is not taken."""
         return min(self.trials(), key=lambda run: (isnan(found[run]["error"]), found[run]["error"])).settings
 
-    def runs(self, found: Found, seeds: int) -> list[Run]:
+    def runs(self, found: Found) -> list[Run]:
         """Its runs, with the best settings."""
         settings = self.settings(found)
-        return [Run(self.problem, self.method, self.regime, settings, seed, self.split) for seed in range(seeds)]
+        return [Run(self.problem, self.method, self.regime, settings, seed, self.split) for seed in range(self.seeds)]
 
-    def errors(self, found: Found, seeds: int) -> dict[int, float]:
+    def errors(self, found: Found) -> dict[int, float]:
         """Error by seed, of the runs that are there."""
         if any(run not in found for run in self.trials()):
             return {}
-        return {run.seed: found[run]["error"] for run in self.runs(found, seeds) if run in found}
+        return {run.seed: found[run]["error"] for run in self.runs(found) if run in found}
 
 
 def main_cells() -> list[Cell]:
     """All methods, and the control, on the two main rows."""
-    controls = [Cell(problem, method, replace(FEW, control="permuted")) for problem in MAIN for method in CONTROLLED]
-    return [Cell(problem, method, FEW) for problem in MAIN for method in METHODS] + controls
+    cells = [Cell(problem, method, FEW) for problem in MAIN for method in METHODS]
+    cells += [Cell(problem, method, replace(FEW, control="permuted")) for problem in MAIN for method in CONTROLLED]
+    return [replace(cell, seeds=10) for cell in cells]
 
 
 def core_cells(problem: str) -> list[Cell]:
@@ -95,7 +98,7 @@ def core_cells(problem: str) -> list[Cell]:
         cells[AUX_G] = replace(cells[AUX_G], like=cells[OURS])
     control = replace(FEW, control="permuted")
     controls = [Cell(problem, name, control, None if problem in MAIN else cells[name]) for name in CONTROLLED]
-    return [*cells.values(), *controls]
+    return [replace(cell, seeds=10 if problem in MAIN else 5) for cell in (*cells.values(), *controls)]
 
 
 def few_cells() -> list[Cell]:
@@ -131,11 +134,10 @@ def harm_cells() -> list[Cell]:
     ]
 
 
-STUDIES: dict[str, tuple[Callable[[], list[Cell]], int]] = {
-    "main": (main_cells, 10),
-    "few": (few_cells, 5),
-    "labels": (label_cells, 5),
-    "ablations": (ablation_cells, 5),
-    "harm": (harm_cells, 5),
+STUDIES: dict[str, Callable[[], list[Cell]]] = {
+    "main": main_cells,
+    "few": few_cells,
+    "labels": label_cells,
+    "ablations": ablation_cells,
+    "harm": harm_cells,
 }
-"""Cells, and seeds for each."""

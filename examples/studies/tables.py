@@ -56,11 +56,11 @@ def regime_name(regime: Regime) -> str:
     return f"{labels} / all" if regime.plenty or not regime.labels else f"{labels} / {labels}"
 
 
-def main_table(cells: list[Cell], found: Found, seeds: int) -> None:
+def main_table(cells: list[Cell], found: Found) -> None:
     """For each problem, every method against single-task and the shared backbone, and its settings."""
     for problem in dict.fromkeys(cell.problem for cell in cells):
         row_cells = [cell for cell in cells if cell.problem == problem]
-        errors = {cell: values for cell in row_cells if (values := cell.errors(found, seeds))}
+        errors = {cell: values for cell in row_cells if (values := cell.errors(found))}
         if not errors:
             continue
         base = {cell.method: values for cell, values in errors.items() if not cell.regime.control}
@@ -85,7 +85,7 @@ def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Fou
     )
 
 
-def core_table(cells: list[Cell], found: Found, seeds: int) -> None:
+def core_table(cells: list[Cell], found: Found) -> None:
     """For each problem and regime, how methods differ from single-task; what else there is of ours; all errors."""
     rows: dict[tuple[str, Regime], dict[str, Cell]] = {}
     for cell in cells:
@@ -94,14 +94,14 @@ def core_table(cells: list[Cell], found: Found, seeds: int) -> None:
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     gains, more, errors = [], [], []
     for (problem, regime), row in rows.items():
-        by_name = {name: cell.errors(found, seeds) for name, cell in row.items()}
+        by_name = {name: cell.errors(found) for name, cell in row.items()}
         if len(by_name[OURS]) < 2:
             continue
         place = problem, regime_name(regime)
         ways = (OURS, LIGHT, MATCHED, SHARED, f"{OURS}, permuted")
         gains.append((*place, *(against(by_name.get(name, {}), by_name[SINGLE], percent=True) for name in ways)))
         minus = (against(by_name[OURS], by_name.get(name, {}), percent=True) for name in (MATCHED, SHARED))
-        more.append((*place, *minus, _stopped(row[OURS], found, seeds)))
+        more.append((*place, *minus, _stopped(row[OURS], found)))
         errors.append((*place, *(average(by_name.get(name, {})) for name in names)))
     head = "primary <- auxiliary", "labels"
     caption = "error minus that of single-task, in % of it, and on how many seeds it is lower"
@@ -112,25 +112,25 @@ def core_table(cells: list[Cell], found: Found, seeds: int) -> None:
     show((*head, *names), errors, "errors, in the unit of each data set")
 
 
-def ablation_table(cells: list[Cell], found: Found, seeds: int) -> None:
+def ablation_table(cells: list[Cell], found: Found) -> None:
     """Every change of the default, against the default."""
-    errors = {cell.method: cell.errors(found, seeds) for cell in cells}
+    errors = {cell.method: cell.errors(found) for cell in cells}
     lines = [("", name, average(errors[name]), against(errors[name], errors[OURS])) for name in (SINGLE, SHARED, OURS)]
     for group, names in ABLATIONS.items():
         lines += [(group, name, average(errors[name]), against(errors[name], errors[OURS])) for name in names]
     show(("what is changed", "how", "error", "minus the default"), (line for line in lines if line[2]))
 
 
-def harm_table(cells: list[Cell], found: Found, seeds: int) -> None:
+def harm_table(cells: list[Cell], found: Found) -> None:
     """Auxiliaries that cannot help or are too strong, against single-task, and how often `Alignment` warns."""
-    errors = {cell: cell.errors(found, seeds) for cell in cells}
+    errors = {cell: cell.errors(found) for cell in cells}
     lines = []
     for cell, values in errors.items():
         regime = replace(cell.regime, control="")
         single = errors[Cell(cell.problem, SINGLE, regime, Cell(cell.problem, SINGLE, regime))]
         auxiliary = "" if cell.method == SINGLE else cell.regime.control or "as it is"
         place = cell.problem, regime_name(cell.regime)
-        stopped = _stopped(cell, found, seeds) if METHODS[cell.method].unless_aligned and values else ""
+        stopped = _stopped(cell, found) if METHODS[cell.method].unless_aligned and values else ""
         lines.append((*place, cell.method, auxiliary, average(values), against(values, single), stopped))
     head = (
         "primary <- auxiliary",
@@ -144,16 +144,16 @@ def harm_table(cells: list[Cell], found: Found, seeds: int) -> None:
     show(head, (line for line in lines if line[4]))
 
 
-def _stopped(cell: Cell, found: Found, seeds: int) -> str:
+def _stopped(cell: Cell, found: Found) -> str:
     """In how many runs an auxiliary was not learned, and in how many not aligned; and the mean over all cosines."""
-    runs = [found[run] for run in cell.runs(found, seeds) if run in found]
+    runs = [found[run] for run in cell.runs(found) if run in found]
     measured = [(run["explained"][name], run["cosines"][name]) for run in runs for name in run["cosines"]]
     unlearned = sum(not is_learned(shares) for shares, _ in measured)
     unaligned = sum(is_learned(shares) and not is_aligned(cosines) for shares, cosines in measured)
     return f"{unlearned} + {unaligned} of {len(measured)}, {mean(mean(cosines) for _, cosines in measured):+.2f}"
 
 
-TABLES: dict[str, Callable[[list[Cell], Found, int], None]] = {
+TABLES: dict[str, Callable[[list[Cell], Found], None]] = {
     "main": main_table,
     "few": core_table,
     "labels": core_table,

@@ -330,13 +330,15 @@ def test_a_cell_takes_the_settings_of_the_best_trial():
     best = cell.trials()[3]
     found[best] = {"error": 1.0}
     assert all(run.split == "validation" and run.regime == replace(studies.FEW, control="permuted") for run in found)
-    assert [run.settings for run in cell.runs(found, 2)] == [best.settings] * 2
-    done = cell.runs(found, 3)
-    assert cell.errors(found | {done[1]: {"error": 7.0}}, 3) == {1: 7.0}
+    assert [run.settings for run in cell.runs(found)] == [best.settings] * 5
+    assert [run.seed for run in replace(cell, seeds=3).runs(found)] == [0, 1, 2]
+    assert cell.errors(found | {cell.runs(found)[1]: {"error": 7.0}}) == {1: 7.0}
     like = studies.Cell(PROBLEM.name, SHARED, Regime(0, False), cell)
-    assert [run.settings for run in like.runs(found, 1)] == [best.settings]
+    assert [run.settings for run in like.runs(found)] == [best.settings] * 5
     found[cell.trials()[0]] = {"error": float("nan")}
     assert cell.settings(found) == best.settings
+    main = [cell for study in ("main", "few") for cell in studies.STUDIES[study]() if cell.problem in studies.MAIN]
+    assert {cell.seeds for cell in main} == {10} and {cell.seeds for cell in studies.harm_cells()} == {5}
 
 
 def test_differences_are_paired():

@@ -21,8 +21,7 @@ def found():
 
 @pytest.mark.parametrize("study", studies.STUDIES)
 def test_published_tables_are_printed_by_their_command(study, found, capsys):
-    make_cells, seeds = studies.STUDIES[study]
-    TABLES[study](make_cells(), found, seeds)
+    TABLES[study](studies.STUDIES[study](), found)
     printed = [block for block in capsys.readouterr().out.strip().split("\n\n") if block]
     assert printed or study not in PUBLISHED
     for block in printed:
@@ -36,11 +35,11 @@ def test_the_readme_quotes_a_table_of_the_results():
 
 def test_every_run_belongs_to_a_study(found):
     asked = set()
-    for make_cells, seeds in studies.STUDIES.values():
+    for make_cells in studies.STUDIES.values():
         for cell in make_cells():
             asked.update(cell.trials())
             if all(run in found for run in cell.trials()):
-                asked.update(cell.runs(found, seeds))
+                asked.update(cell.runs(found))
     assert not found.keys() - asked
 
 
