@@ -1,4 +1,4 @@
-"""Frames of a real game: depth, classes of things and surface normals, each helped by the others."""
+"""Frames of a real game: depth, classes of things, their outlines and surface normals, each helped by the others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,14 +15,15 @@ from study import FRAMES, VALIDATION_LEVELS
 from torch import Tensor, nn
 
 LEVELS = 48  # to train on and to choose by
-OUTPUTS = {"depth": 1, "segmentation": 6, "normals": 3}
-KEYS = {"depth": "primary", "segmentation": "aux", "normals": "normals"}  # in the frames
+OUTPUTS = {"depth": 1, "segmentation": 6, "normals": 3, "outlines": 1}
+KEYS = {"depth": "primary", "segmentation": "aux", "normals": "normals", "outlines": "outlines"}  # in the frames
 LEAST_VALID = 0.1  # of the pixels of a frame, where normals are the primary task
 
 
 def load(primary: str, auxes: Sequence[str], fast: bool) -> dict[str, Batch]:
     """Frames of 38 training levels, 10 validation levels and 20 test levels, 60 of each; or one of each, made up."""
-    train, test = made_up() if fast else doom.load(Path("data"), FRAMES)
+    parts = made_up() if fast else doom.load(Path("data"), FRAMES)
+    train, test = ({**part, "outlines": outlines(part["aux"])} for part in parts)
     return split(train, test, {"primary": KEYS[primary]} | {aux: KEYS[aux] for aux in auxes})
 
 
@@ -43,6 +44,13 @@ def with_normals(part: Batch) -> Batch:
     """The frames of which enough pixels have a normal."""
     enough = valid(part["primary"]).float().mean((1, 2)) >= LEAST_VALID
     return {key: values[enough] for key, values in part.items()}
+
+
+def outlines(classes: Tensor) -> Tensor:
+    """1 where the 3 x 3 pixels around a pixel are not all of one class: ``(b, 1, h, w)``."""
+    classes = classes.unsqueeze(1).float()
+    most, least = F.max_pool2d(classes, 3, 1, 1), -F.max_pool2d(-classes, 3, 1, 1)
+    return (most > least).float()
 
 
 def made_up() -> tuple[Batch, Batch]:
@@ -99,7 +107,12 @@ def class_errors(outputs: Tensor, classes: Tensor) -> Tensor:
     return 100 * (outputs.argmax(1) != classes).float().mean((1, 2))
 
 
-LOSSES: dict[str, Loss] = {"depth": F.l1_loss, "segmentation": F.cross_entropy, "normals": normal_loss}
+LOSSES: dict[str, Loss] = {
+    "depth": F.l1_loss,
+    "segmentation": F.cross_entropy,
+    "normals": normal_loss,
+    "outlines": F.binary_cross_entropy_with_logits,
+}
 ERRORS: dict[str, tuple[str, Loss]] = {
     "depth": ("error of log depth x 1000", depth_errors),
     "segmentation": ("wrong pixels, %", class_errors),
@@ -139,6 +152,7 @@ def problem(
 DEPTH_BY_SEGMENTATION = problem("depth", "segmentation")
 DEPTH_BY_NORMALS = problem("depth", "normals")
 DEPTH_BY_BOTH = problem("depth", "segmentation", "normals")
+DEPTH_BY_THREE = problem("depth", "segmentation", "normals", "outlines")
 NORMALS_BY_SEGMENTATION = problem("normals", "segmentation")
 SEGMENTATION_BY_DEPTH = problem("segmentation", "depth")
 

@@ -14,6 +14,7 @@ PROBLEMS = {
         game.DEPTH_BY_NORMALS,
         game.SEGMENTATION_BY_DEPTH,
         game.DEPTH_BY_BOTH,
+        game.DEPTH_BY_THREE,
         ROOMS,
         BROWN,
         MINILM,

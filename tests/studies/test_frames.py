@@ -18,6 +18,7 @@ PROBLEMS = {
     "DEPTH_BY_SEGMENTATION": False,
     "DEPTH_BY_NORMALS": False,
     "DEPTH_BY_BOTH": False,
+    "DEPTH_BY_THREE": False,
     "NORMALS_BY_SEGMENTATION": False,
     "SEGMENTATION_BY_DEPTH": False,
     "DEPTH_BY_SEGMENTATION_RESNET": True,
@@ -93,6 +94,15 @@ def test_levels_are_in_one_split(examples):
     levels = [set(splits[name]["primary"].tolist()) for name in ("train", "validation", "test")]
     assert levels == [set(range(38)), set(range(38, 48)), {48, 49}]
     assert [len(splits[name]["input"]) for name in splits] == [2280, 600, 120]
+
+
+def test_outlines_are_where_classes_meet(examples):
+    classes = torch.zeros(1, 4, 5, dtype=torch.long)
+    classes[:, :, 3:] = 2
+    expected = torch.tensor([0.0, 0, 1, 1, 0]).expand(4, 5)
+    assert torch.equal(examples.game.outlines(classes), expected.view(1, 1, 4, 5))
+    train = examples.game.DEPTH_BY_THREE.load(True)["train"]
+    assert torch.equal(train["outlines"], examples.game.outlines(train["segmentation"]))
 
 
 # Mirroring
