@@ -1,4 +1,4 @@
-# One virtual environment for everything; `make test TORCH=torch==2.13.0` chooses another torch than pip would.
+# One virtual environment for everything; `make test VENV=.venv-2.13 TORCH=torch==2.13.0` has another.
 PYTHON ?= python3
 TORCH ?= torch
 VENV ?= .venv

@@ -201,6 +201,8 @@ def test_code_in_documents_runs(path, tmp_path, monkeypatch):
         "aux_net": Cnn(),
         "images": images,
         "loader": loader,
+        "with_both_labels": loader,
+        "with_aux_labels_only": [(images, depths) for images, _, depths in loader],
         "total_steps": len(loader),
         "cross_entropy": torch.nn.functional.cross_entropy,
         "l1": torch.nn.functional.l1_loss,

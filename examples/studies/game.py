@@ -129,6 +129,7 @@ def problem(
     aux_net: Make = Net,
     taps: Sequence[str | tuple[str, str]] = TAPS,
     hears: Sequence[tuple[str, str]] = HEARS,
+    costly: bool = False,
 ) -> Problem:
     """A task on the frames and others that help it, by any network of which `ListeningHead` hears two layers."""
     metric, errors = ERRORS[primary]
@@ -146,23 +147,31 @@ def problem(
             for aux in auxes
         },
         augment=partial(mirror, normals="primary" if primary == "normals" else "normals"),
+        costly=costly,
     )
 
 
 DEPTH_BY_SEGMENTATION = problem("depth", "segmentation")
 DEPTH_BY_NORMALS = problem("depth", "normals")
-DEPTH_BY_BOTH = problem("depth", "segmentation", "normals")
-DEPTH_BY_THREE = problem("depth", "segmentation", "normals", "outlines")
+DEPTH_BY_BOTH = problem("depth", "segmentation", "normals", costly=True)
+DEPTH_BY_THREE = problem("depth", "segmentation", "normals", "outlines", costly=True)
 NORMALS_BY_SEGMENTATION = problem("normals", "segmentation")
 SEGMENTATION_BY_DEPTH = problem("segmentation", "depth")
 
 _HEARS_RESNET = [(RESNET_TAPS[0], "fine"), (RESNET_TAPS[3], "coarse")]
 _HEARS_VIT = [(VIT_TAPS[1], "fine"), (VIT_TAPS[3], "coarse")]
 DEPTH_BY_SEGMENTATION_RESNET = problem(
-    "depth", "segmentation", note=", ResNet-18", net=ResNet, aux_net=ResNet, taps=RESNET_TAPS, hears=_HEARS_RESNET
+    "depth",
+    "segmentation",
+    note=", ResNet-18",
+    net=ResNet,
+    aux_net=ResNet,
+    taps=RESNET_TAPS,
+    hears=_HEARS_RESNET,
+    costly=True,
 )
 DEPTH_BY_SEGMENTATION_VIT = problem(
-    "depth", "segmentation", note=", ViT", net=Vit, aux_net=Vit, taps=VIT_TAPS, hears=_HEARS_VIT
+    "depth", "segmentation", note=", ViT", net=Vit, aux_net=Vit, taps=VIT_TAPS, hears=_HEARS_VIT, costly=True
 )
 DEPTH_BY_SEGMENTATION_MIXED = problem(
     "depth",
@@ -172,4 +181,5 @@ DEPTH_BY_SEGMENTATION_MIXED = problem(
     aux_net=Vit,
     taps=list(zip(RESNET_TAPS, VIT_TAPS)),
     hears=_HEARS_RESNET,
+    costly=True,
 )

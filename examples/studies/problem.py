@@ -59,6 +59,7 @@ class Problem:
         auxes: Auxiliary tasks by name; their labels are in the batches under the same name.
         batch: Samples in a training step that carry the primary label.
         augment: Changes a training batch by random numbers of a generator.
+        costly: Whether its networks are so large, or so many, that it gets fewer trials and methods.
     """
 
     name: str
@@ -70,3 +71,4 @@ class Problem:
     auxes: Mapping[str, Aux]
     batch: int = 8
     augment: Callable[[Batch, Generator], Batch] = lambda batch, random: batch
+    costly: bool = False

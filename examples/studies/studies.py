@@ -13,7 +13,6 @@ from variants import ABLATIONS
 
 MAIN = ("depth <- segmentation", "normals <- segmentation")
 HARM = (*MAIN, "upper garment <- lower garment")
-COSTLY = tuple(name for name in PROBLEMS if any(part in name for part in ("ResNet", "ViT", "+")))
 CORE = (SINGLE, MATCHED, SHARED, AUX_G, OURS, LIGHT)
 CONTROLLED = (SHARED, OURS)  # run with permuted auxiliary labels too
 FEW, ALL = Regime(100, plenty=True), Regime(0, plenty=False)
@@ -38,8 +37,8 @@ def trials(problem: str, method: str, regime: Regime) -> list[Run]:
     """What the settings of a method are chosen from, by validation samples: the same for every method."""
     many = not 0 < regime.labels < 1000
     judged = replace(ALL if many else FEW, control=regime.control)
-    count = 2 if many or problem in COSTLY else 5 if problem in MAIN else 4
-    factor = 3 if many else 0.5 if problem in COSTLY else 1
+    count = 2 if many or PROBLEMS[problem].costly else 5 if problem in MAIN else 4
+    factor = 3 if many else 0.5 if PROBLEMS[problem].costly else 1
     settings = [replace(trial, steps=int(factor * trial.steps)) for trial in TRIALS[:count]]
     return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in settings]
 
@@ -92,7 +91,7 @@ def main_cells() -> list[Cell]:
 def core_cells(problem: str) -> list[Cell]:
     """The core methods, and the control, which on the main problems is tuned by itself."""
     cells = {method: Cell(problem, method, FEW) for method in CORE}
-    if problem in COSTLY:
+    if PROBLEMS[problem].costly:
         del cells[LIGHT]
         cells[MATCHED] = replace(cells[MATCHED], like=cells[SINGLE])
         cells[AUX_G] = replace(cells[AUX_G], like=cells[OURS])
@@ -109,7 +108,7 @@ def few_cells() -> list[Cell]:
 def label_cells() -> list[Cell]:
     """Other numbers of labels; where all samples carry both, on other problems and with the control too."""
     places = [(problem, regime) for problem in MAIN for regime in BETWEEN]
-    places += [(problem, ALL) for problem in PROBLEMS if problem not in COSTLY]
+    places += [(problem.name, ALL) for problem in PROBLEMS.values() if not problem.costly]
     cells = [Cell(problem, method, regime) for problem, regime in places for method in (SINGLE, SHARED, OURS)]
     ours = [cell for cell in cells if cell.method == OURS and cell.regime == ALL]
     return cells + [replace(cell, regime=replace(ALL, control="permuted"), like=cell) for cell in ours]

@@ -13,6 +13,7 @@ from variants import ABLATIONS
 
 Errors = Mapping[int, float]
 """Error by seed."""
+BASES = SINGLE, SHARED, OURS
 
 
 def against(ours: Errors, base: Errors, percent: bool = False) -> str:
@@ -57,7 +58,7 @@ def regime_name(regime: Regime) -> str:
 
 
 def main_table(cells: list[Cell], found: Found) -> None:
-    """For each problem, every method against single-task and the shared backbone, and its settings."""
+    """For each problem, every method against the network alone, a shared backbone and ours; its settings."""
     for problem in dict.fromkeys(cell.problem for cell in cells):
         row_cells = [cell for cell in cells if cell.problem == problem]
         errors = {cell: values for cell in row_cells if (values := cell.errors(found))}
@@ -65,7 +66,7 @@ def main_table(cells: list[Cell], found: Found) -> None:
             continue
         base = {cell.method: values for cell, values in errors.items() if not cell.regime.control}
         show(
-            ("method", "error", "minus single-task", "minus shared backbone", "lr, decay, steps, aux. weight"),
+            ("method", "error", *(f"minus {name}" for name in BASES), "lr, decay, steps, aux. weight"),
             (_main_row(cell, values, base, found) for cell, values in errors.items()),
             f"{problem}: {PROBLEMS[problem].metric}; 100 samples with the primary label",
         )
@@ -76,13 +77,8 @@ def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Fou
     s = cell.settings(found)
     steps = steps_of(METHODS[cell.method], cell.regime, s)
     settings = f"{s.lr:g}, {s.weight_decay:g}, {steps}" + f", {s.aux_weight:g}" * METHODS[cell.method].auxiliary
-    return (
-        name,
-        f"{average(values)}, {len(values)} seeds",
-        against(values, base.get(SINGLE, {})),
-        against(values, base.get(SHARED, {})),
-        settings,
-    )
+    differences = (against(values, base.get(name, {})) for name in BASES)
+    return name, f"{average(values)}, {len(values)} seeds", *differences, settings
 
 
 def core_table(cells: list[Cell], found: Found) -> None:
@@ -92,22 +88,23 @@ def core_table(cells: list[Cell], found: Found) -> None:
         name = f"{cell.method}, permuted" if cell.regime.control else cell.method
         rows.setdefault((cell.problem, replace(cell.regime, control="")), {})[name] = cell
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    places = 1 if len({regime for _, regime in rows}) == 1 else 2
     gains, more, errors = [], [], []
     for (problem, regime), row in rows.items():
         by_name = {name: cell.errors(found) for name, cell in row.items()}
         if len(by_name[OURS]) < 2:
             continue
-        place = problem, regime_name(regime)
+        place = (problem, regime_name(regime))[:places]
         ways = (OURS, LIGHT, MATCHED, SHARED, f"{OURS}, permuted")
         gains.append((*place, *(against(by_name.get(name, {}), by_name[SINGLE], percent=True) for name in ways)))
         minus = (against(by_name[OURS], by_name.get(name, {}), percent=True) for name in (MATCHED, SHARED))
         more.append((*place, *minus, _stopped(row[OURS], found)))
         errors.append((*place, *(average(by_name.get(name, {})) for name in names)))
-    head = "primary <- auxiliary", "labels"
-    caption = "error minus that of single-task, in % of it, and on how many seeds it is lower"
+    head = ("primary <- auxiliary", "labels")[:places]
+    caption = "error minus that of single-task, in % of it, with its 95 % interval; on how many seeds it is lower"
     ways = "ours", "light auxiliary", "same compute", "shared backbone", "ours, permuted labels"
     show((*head, *ways), gains, caption)
-    caption = "error of ours minus that of others, in % of it; runs of ours that the rule stopped"
+    caption = "error of ours minus that of others, in % of it; runs of ours that the rule stopped early + at half"
     show((*head, "minus same compute", "minus shared backbone", "stopped, mean cosine"), more, caption)
     show((*head, *names), errors, "errors, in the unit of each data set")
 
@@ -124,14 +121,13 @@ def ablation_table(cells: list[Cell], found: Found) -> None:
 def harm_table(cells: list[Cell], found: Found) -> None:
     """Auxiliaries that cannot help or are too strong, against single-task, and how often `Alignment` warns."""
     errors = {cell: cell.errors(found) for cell in cells}
+    single = {cell.problem: values for cell, values in errors.items() if cell.method == SINGLE}
     lines = []
     for cell, values in errors.items():
-        regime = replace(cell.regime, control="")
-        single = errors[Cell(cell.problem, SINGLE, regime, Cell(cell.problem, SINGLE, regime))]
         auxiliary = "" if cell.method == SINGLE else cell.regime.control or "as it is"
         place = cell.problem, regime_name(cell.regime)
         stopped = _stopped(cell, found) if METHODS[cell.method].unless_aligned and values else ""
-        lines.append((*place, cell.method, auxiliary, average(values), against(values, single), stopped))
+        lines.append((*place, cell.method, auxiliary, average(values), against(values, single[cell.problem]), stopped))
     head = (
         "primary <- auxiliary",
         "labels",

