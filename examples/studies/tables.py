@@ -138,6 +138,16 @@ def harm_table(cells: list[Cell], found: Found) -> None:
         "stopped, mean cosine",
     )
     show(head, (line for line in lines if line[4]))
+    print("taken for unlearned in all studies:", unlearned(found, "permuted"), "with permuted labels,", end=" ")
+    print(unlearned(found, "too strong"), "with too strong a loss,", unlearned(found, ""), "of the others")
+
+
+def unlearned(found: Found, control: str) -> str:
+    """How many auxiliaries of a control the stop rule takes for such as are not learned."""
+    shares = [
+        s for run, got in found.items() if run.regime.control == control for s in got.get("explained", {}).values()
+    ]
+    return f"{sum(not is_learned(s) for s in shares)} of {len(shares)}"
 
 
 def _stopped(cell: Cell, found: Found) -> str:

@@ -19,7 +19,7 @@ from auxnas_layers.alignment import FEWEST, is_positive
 
 GATE_LEARNING_RATE = 1e-2
 TOO_STRONG = 10.0
-LEARNED, LEARNED_BY = 0.05, 0.2  # the share of its loss that an auxiliary must explain, and the progress by which
+LEARNED, LEARNED_BY = 0.02, 0.2  # the share of its loss that an auxiliary must explain, and the progress by which
 
 
 @dataclass(frozen=True)

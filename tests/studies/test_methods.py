@@ -127,7 +127,7 @@ def test_an_auxiliary_goes_on_if_it_is_learned_and_aligned(data):
         ([0.1, 0.2] * 15, [0.04, 0.08], True, True),
         ([0.1, -0.2] * 15, [0.04, 0.08], True, False),
         ([0.1, -0.2] * 3, [0.04, 0.08], True, True),  # cosines too few to tell
-        ([0.1, 0.2] * 15, [0.04, 0.05], False, False),
+        ([0.1, 0.2] * 15, [0.01, 0.02], False, False),
         ([], [], True, True),  # nothing measured
     ):
         watch.cosines["segmentation"], watch.explained["segmentation"] = cosines, shares
