@@ -1,7 +1,7 @@
 """Does this auxiliary task help? How its gradient agrees with that of the primary's loss on held-out samples."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import gcd, inf, sqrt
 from statistics import mean, stdev
 from typing import Any
@@ -14,7 +14,6 @@ from auxnas_layers.inputs import undisturbed
 from auxnas_layers.joint import JoinedNets
 
 FEWEST = 10
-STANDARD_ERRORS = 2.0
 
 
 class Alignment:
@@ -96,9 +95,15 @@ class Alignment:
         return mean(found), stdev(found) / sqrt(len(found))
 
     def helps(self, aux: str = "aux") -> bool:
-        """Whether the mean cosine is above 0 by more than two standard errors."""
-        self.evidence(aux)
-        return is_positive(self.cosines[aux])
+        """Whether the mean cosine is above 0 by more than its standard error.
+
+        No stricter than that: to leave out an auxiliary that helps costs as much as to train with one that harms.
+
+        Raises:
+            SearchError: See `evidence`.
+        """
+        average, error = self.evidence(aux)
+        return average > error
 
     def check(self) -> None:
         """Warn, by an `AuxiliaryWarning`, of every auxiliary of which nothing says that it helps.
@@ -154,12 +159,3 @@ def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: 
         if not 0 <= found < inf:
             raise SearchError(f"the loss is {found}; a share needs one that is finite and not negative")
     return 1 - own / others if others else 0.0
-
-
-def is_positive(values: Sequence[float]) -> bool:
-    """Whether the mean is above 0 by more than two standard errors.
-
-    >>> is_positive([0.1, 0.3] * 5), is_positive([-0.2, 0.3] * 5)
-    (True, False)
-    """
-    return mean(values) > STANDARD_ERRORS * stdev(values) / sqrt(len(values))

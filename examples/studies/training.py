@@ -4,7 +4,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import mean
+from math import sqrt
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from auxnas_layers import Alignment, AuxNASWrapper, explained_loss
-from auxnas_layers.alignment import FEWEST, is_positive
+from auxnas_layers.alignment import FEWEST
 
 GATE_LEARNING_RATE = 1e-2
 TOO_STRONG = 10.0
@@ -97,7 +98,7 @@ def is_learned(shares: Sequence[float]) -> bool:
 
 def is_aligned(cosines: Sequence[float]) -> bool:
     """Whether an auxiliary helps by its cosines, or these are too few to tell."""
-    return len(cosines) < FEWEST or is_positive(cosines)
+    return len(cosines) < FEWEST or mean(cosines) > stdev(cosines) / sqrt(len(cosines))  # as `Alignment.helps`
 
 
 def fit(
