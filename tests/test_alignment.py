@@ -40,6 +40,7 @@ def test_evidence_is_the_mean_and_its_standard_error():
     "cosines, helps",
     [
         ([0.1, 0.3] * 5, True),
+        ([-0.2, 0.3] * 5, False),
         ([-0.16, 0.3] * 5, False),  # 0.07 +- 0.077
         ([-0.14, 0.3] * 5, True),  # 0.08 +- 0.073
         ([-0.3, -0.1] * 5, False),

@@ -78,6 +78,13 @@ def test_few_samples_are_made_without_the_corpus(problem):
         assert part["input"].shape[2:] == (() if words else (brown.STATE,))
 
 
+def test_networks_give_a_genre_a_passage_and_a_tag_a_word(problem):
+    inputs = problem.load(True)["train"]["input"][:3]
+    primary, aux = problem.net().eval(), problem.auxes["tags"].net().eval()
+    assert primary(inputs).shape == (3, len(set(brown.GENRES.values())))
+    assert aux(inputs).shape == aux.predict(primary.features(inputs)).shape == (3, brown.PLACES, brown.TAGS)
+
+
 def test_words_without_a_tag_do_not_count():
     outputs, tags = torch.randn(2, 3, brown.TAGS), torch.tensor([[0, -100, 2], [-100, -100, 5]])
     chosen = torch.stack([outputs[0, 0], outputs[0, 2], outputs[1, 2]])
