@@ -1,7 +1,7 @@
 """Does this auxiliary task help? How its gradient agrees with that of the primary's loss on held-out samples."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import gcd, inf, sqrt
 from statistics import mean, stdev
 from typing import Any
@@ -89,10 +89,7 @@ class Alignment:
         Raises:
             SearchError: If there are fewer than 10 measurements of an auxiliary of this name.
         """
-        found = self.cosines.get(aux, [])
-        if len(found) < FEWEST:
-            raise SearchError(f"{len(found)} measurements of {aux!r}; measure at least {FEWEST} times over training")
-        return mean(found), stdev(found) / sqrt(len(found))
+        return mean_and_error(self._measured(aux))
 
     def helps(self, aux: str = "aux") -> bool:
         """Whether the mean cosine is above 0 by more than its standard error.
@@ -102,8 +99,13 @@ class Alignment:
         Raises:
             SearchError: See `evidence`.
         """
-        average, error = self.evidence(aux)
-        return average > error
+        return is_positive(self._measured(aux))
+
+    def _measured(self, aux: str) -> list[float]:
+        found = self.cosines.get(aux, [])
+        if len(found) < FEWEST:
+            raise SearchError(f"{len(found)} measurements of {aux!r}; measure at least {FEWEST} times over training")
+        return found
 
     def check(self) -> None:
         """Warn, by an `AuxiliaryWarning`, of every auxiliary of which nothing says that it helps.
@@ -159,3 +161,18 @@ def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: 
         if not 0 <= found < inf:
             raise SearchError(f"the loss is {found}; a share needs one that is finite and not negative")
     return 1 - own / others if others else 0.0
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return mean(values), stdev(values) / sqrt(len(values))
+
+
+def is_positive(values: Sequence[float]) -> bool:
+    """Whether the mean is above 0 by more than its standard error.
+
+    >>> is_positive([0.1, 0.3] * 5), is_positive([-0.2, 0.3] * 5)
+    (True, False)
+    """
+    average, error = mean_and_error(values)
+    return average > error

@@ -4,9 +4,7 @@ python examples/auxiliaries.py             # measures, then prints the table and
 python examples/auxiliaries.py --table     # prints the table of what is in docs/results/auxiliaries.json
 """
 
-import argparse
 import itertools
-import json
 from statistics import median
 
 import doom
@@ -15,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from nets import Net
-from study import RESULTS, Run
+from study import RESULTS, Run, measured
 from torch import nn
 from torch.utils.benchmark import Timer
 
@@ -96,15 +94,9 @@ def draw(results: list[Run]) -> None:
 
 def main() -> None:
     """Measure, print and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    file = RESULTS / "auxiliaries.json"
-    if not options.table:
-        file.write_text(json.dumps(measure(), indent=1) + "\n")
-    results = json.loads(file.read_text())
+    results, are_new = measured(__doc__, RESULTS / "auxiliaries.json", measure)
     print_table(results)
-    if not options.table:
+    if are_new:
         matplotlib.use("Agg")
         draw(results)
 

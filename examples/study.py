@@ -52,6 +52,16 @@ def read_options(description: str | None, file: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def measured(description: str | None, file: Path, measure: Callable[[], Any]) -> tuple[Any, bool]:
+    """Results of a measurement, and whether they are new: kept as JSON, or with ``--table`` read from there."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true")
+    is_new = not parser.parse_args().table
+    if is_new:
+        file.write_text(json.dumps(measure(), indent=1) + "\n")
+    return json.loads(file.read_text()), is_new
+
+
 def half_width(values: list[float]) -> float:
     """Half of the 95 % interval of the mean over 2 to 10 seeds."""
     return T_975[len(values) - 2] * stdev(values) / math.sqrt(len(values))

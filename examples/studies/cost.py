@@ -4,22 +4,21 @@ python examples/studies/cost.py          # measures, then prints the table
 python examples/studies/cost.py --table  # prints the table of what is in docs/results/cost.json
 """
 
-import argparse
-import json
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the examples, whose data and networks the studies use
 
 import torch
-from methods import MATCHED, METHODS, SHARED_STOPPED, SINGLE
+from methods import MATCHED, METHODS, NEVER_STOPPED, SHARED_STOPPED, SINGLE
 from problems import PROBLEMS
 from runs import load
 from studies import FEW, MAIN
-from study import RESULTS
+from study import RESULTS, measured
 from tables import show
 from training import Settings, fit
 
@@ -35,7 +34,7 @@ def measure(rounds: int, steps: int, fast: bool = False) -> Times:
     """Short training runs, in which edges close as in long ones; methods take turns, and the first round warms up."""
     torch.set_num_threads(1)
     train, problem = load(MAIN[0], fast)["train"], PROBLEMS[MAIN[0]]
-    never_stopped = {name: replace(METHODS[name], unless_aligned=False, alone_from=1.0) for name in MEASURED}
+    never_stopped = {name: replace(METHODS[name], **NEVER_STOPPED) for name in MEASURED}
     times: Times = {name: [] for name in MEASURED}
     for _ in range(1 + rounds):
         for name, method in never_stopped.items():
@@ -54,11 +53,8 @@ def print_table(times: Times) -> None:
 
 def main() -> None:
     """Measure, keep, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true")
-    if not parser.parse_args().table:
-        FILE.write_text(json.dumps(measure(ROUNDS, STEPS), indent=1) + "\n")
-    print_table(json.loads(FILE.read_text()))
+    times, _ = measured(__doc__, FILE, partial(measure, ROUNDS, STEPS))
+    print_table(times)
 
 
 if __name__ == "__main__":

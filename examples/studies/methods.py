@@ -274,6 +274,7 @@ PAPER = PaperSearch(
     start="zero",
 )
 STOP_RULE: dict[str, Any] = {"alone_from": 0.5, "unless_aligned": True}
+NEVER_STOPPED: dict[str, Any] = {"alone_from": 1.0, "unless_aligned": False}
 BOTH = Joined(search=FixedArchitecture(), reach=1, served="both")
 SINGLE, MATCHED, SHARED = "single-task", "single-task, same compute", "shared backbone"
 SHARED_STOPPED, AUX_G, OURS, LIGHT = "shared backbone, our stop rule", "Aux-G", "ours", "ours, light auxiliary"

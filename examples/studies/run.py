@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("study", choices=studies.STUDIES)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--fast", action="store_true")
-    parser.add_argument("--seeds", type=int, default=10, choices=range(2, 11), help="at most")
+    parser.add_argument("--seeds", type=int, default=studies.MAIN_SEEDS, choices=range(2, 11), help="at most")
     parser.add_argument("--problems", nargs="*", help="only these")
     parser.add_argument("--workers", type=int, default=0, help="processes; one for each core by default")
     options = parser.parse_args()

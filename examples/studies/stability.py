@@ -18,6 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from methods import NEVER_STOPPED
 from problem import Batch
 from problems import PROBLEMS
 from runs import load
@@ -65,7 +66,7 @@ def run(task: dict[str, Any], fast: bool = False) -> dict[str, Any]:
     """One training run, watched."""
     problem, data = PROBLEMS[MAIN[0]], load(MAIN[0], fast)
     watch = GateWatch(problem, data["validation"])
-    method = replace(VARIANTS[task["method"]], alone_from=1.0, unless_aligned=False)  # joined to the end
+    method = replace(VARIANTS[task["method"]], **NEVER_STOPPED)  # joined to the end
     settings = replace(SETTINGS, steps=20) if fast else SETTINGS
     model = fit(problem, method, data["train"], FEW, settings, task["seed"], watch)
     inputs = data["test"]["input"][:50]

@@ -11,6 +11,7 @@ from runs import Run
 from training import Regime, Settings
 from variants import ABLATIONS
 
+SEEDS, MAIN_SEEDS = 5, 10
 MAIN = ("depth <- segmentation", "normals <- segmentation")
 HARM = (*MAIN, "upper garment <- lower garment")
 CORE = (SINGLE, MATCHED, SHARED, AUX_G, OURS, LIGHT)
@@ -59,7 +60,7 @@ class Cell:
     regime: Regime
     like: "Cell | None" = None
     split: str = "test"
-    seeds: int = field(default=5, compare=False)
+    seeds: int = field(default=SEEDS, compare=False)
 
     def trials(self) -> list[Run]:
         """The trials that decide its settings."""
@@ -85,7 +86,7 @@ def main_cells() -> list[Cell]:
     """All methods, and the control, on the two main rows."""
     cells = [Cell(problem, method, FEW) for problem in MAIN for method in METHODS]
     cells += [Cell(problem, method, replace(FEW, control="permuted")) for problem in MAIN for method in CONTROLLED]
-    return [replace(cell, seeds=10) for cell in cells]
+    return [replace(cell, seeds=MAIN_SEEDS) for cell in cells]
 
 
 def core_cells(problem: str) -> list[Cell]:
@@ -97,7 +98,8 @@ def core_cells(problem: str) -> list[Cell]:
         cells[AUX_G] = replace(cells[AUX_G], like=cells[OURS])
     control = replace(FEW, control="permuted")
     controls = [Cell(problem, name, control, None if problem in MAIN else cells[name]) for name in CONTROLLED]
-    return [replace(cell, seeds=10 if problem in MAIN else 5) for cell in (*cells.values(), *controls)]
+    seeds = MAIN_SEEDS if problem in MAIN else SEEDS
+    return [replace(cell, seeds=seeds) for cell in (*cells.values(), *controls)]
 
 
 def few_cells() -> list[Cell]:

@@ -88,19 +88,19 @@ def core_table(cells: list[Cell], found: Found) -> None:
         name = f"{cell.method}, permuted" if cell.regime.control else cell.method
         rows.setdefault((cell.problem, replace(cell.regime, control="")), {})[name] = cell
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    places = 1 if len({regime for _, regime in rows}) == 1 else 2
+    several = len({regime for _, regime in rows}) > 1
     gains, more, errors = [], [], []
     for (problem, regime), row in rows.items():
         by_name = {name: cell.errors(found) for name, cell in row.items()}
         if len(by_name[OURS]) < 2:
             continue
-        place = (problem, regime_name(regime))[:places]
+        place = problem, regime_name(regime) if several else ""
         ways = (OURS, LIGHT, MATCHED, SHARED, f"{OURS}, permuted")
         gains.append((*place, *(against(by_name.get(name, {}), by_name[SINGLE], percent=True) for name in ways)))
         minus = (against(by_name[OURS], by_name.get(name, {}), percent=True) for name in (MATCHED, SHARED))
         more.append((*place, *minus, _stopped(row[OURS], found)))
         errors.append((*place, *(average(by_name.get(name, {})) for name in names)))
-    head = ("primary <- auxiliary", "labels")[:places]
+    head = "primary <- auxiliary", "labels"
     caption = "error minus that of single-task, in % of it, with its 95 % interval; on how many seeds it is lower"
     ways = "ours", "light auxiliary", "same compute", "shared backbone", "ours, permuted labels"
     show((*head, *ways), gains, caption)
@@ -138,11 +138,11 @@ def harm_table(cells: list[Cell], found: Found) -> None:
         "stopped, mean cosine",
     )
     show(head, (line for line in lines if line[4]))
-    print("taken for unlearned in all studies:", unlearned(found, "permuted"), "with permuted labels,", end=" ")
-    print(unlearned(found, "too strong"), "with too strong a loss,", unlearned(found, ""), "of the others")
+    print("taken for unlearned in all studies:", count_unlearned(found, "permuted"), "with permuted labels,", end=" ")
+    print(count_unlearned(found, "too strong"), "with too strong a loss,", count_unlearned(found, ""), "of the others")
 
 
-def unlearned(found: Found, control: str) -> str:
+def count_unlearned(found: Found, control: str) -> str:
     """How many auxiliaries of a control the stop rule takes for such as are not learned."""
     shares = [
         s for run, got in found.items() if run.regime.control == control for s in got.get("explained", {}).values()

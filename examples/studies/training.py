@@ -4,8 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import sqrt
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from auxnas_layers import Alignment, AuxNASWrapper, explained_loss
-from auxnas_layers.alignment import FEWEST
+from auxnas_layers.alignment import FEWEST, is_positive
 
 GATE_LEARNING_RATE = 1e-2
 TOO_STRONG = 10.0
@@ -98,7 +97,7 @@ def is_learned(shares: Sequence[float]) -> bool:
 
 def is_aligned(cosines: Sequence[float]) -> bool:
     """Whether an auxiliary helps by its cosines, or these are too few to tell."""
-    return len(cosines) < FEWEST or mean(cosines) > stdev(cosines) / sqrt(len(cosines))  # as `Alignment.helps`
+    return len(cosines) < FEWEST or is_positive(cosines)
 
 
 def fit(

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from methods import LIGHT, METHODS, OURS, STOP_RULE, LookAhead, Method, PaperSearch
+from methods import LIGHT, METHODS, NEVER_STOPPED, OURS, STOP_RULE, LookAhead, Method, PaperSearch
 
 from auxnas_layers import AuxG, AuxNAS, ClampedGate, SigmoidGate
 
@@ -40,7 +40,7 @@ ABLATIONS: dict[str, dict[str, Method]] = {
         "gates learned one step ahead": LookAhead(search=AuxNAS(primary_to_aux=ClampedGate), **STOP_RULE),
     },
     "primary alone": {
-        "never alone": replace(DEFAULT, alone_from=1.0, unless_aligned=False),
+        "never alone": replace(DEFAULT, **NEVER_STOPPED),
         "alone from 0.5": replace(DEFAULT, unless_aligned=False),
         "alone from 0.75": replace(DEFAULT, alone_from=0.75, unless_aligned=False),
     },
