@@ -111,7 +111,8 @@ def print_table(results: list[Run]) -> None:
     errors = {(result["method"], result["seed"]): result["error"] for result in results}
     example = torch.zeros(1, 3, *doom.SIZE)
     alone = METHODS["Aux-NAS"](example).cost(example).primary
-    print(f"| {STEPS} steps, 100 depth labels | error | minus single-task | FLOPs in training | FLOPs served |")
+    costs = "FLOPs of a frame, in training", "FLOPs of a frame, served"
+    print(f"| {STEPS} steps, 100 depth labels | error | minus single-task | {' | '.join(costs)} |")
     print("|---|---|---|---|---|")
     for method in ("single-task", *METHODS):
         seeds = [seed for other, seed in errors if other == method and ("single-task", seed) in errors]

@@ -29,7 +29,7 @@ def run_missing(file: Path, tasks: list[Run], run: Callable[[Run], Run], workers
     Args:
         file: JSON list of results: each a task with what `run` found.
         tasks: What tells one run from another.
-        run: Runs a task in a process of its own.
+        run: Runs a task, in another process.
         workers: Processes; by default one for each core.
     """
     results = json.loads(file.read_text()) if file.exists() else []

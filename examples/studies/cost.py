@@ -14,7 +14,8 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the examples, whose data and networks the studies use
 
 import torch
-from methods import MATCHED, METHODS, NEVER_STOPPED, SHARED_STOPPED, SINGLE
+from methods import MATCHED, METHODS, NEVER_STOPPED, SHARED_STOPPED, SINGLE, Method
+from problem import Batch
 from problems import PROBLEMS
 from runs import load
 from studies import FEW, MAIN
@@ -27,21 +28,30 @@ ROUNDS, STEPS = 7, 60
 MEASURED = [name for name in METHODS if name not in (MATCHED, SHARED_STOPPED)]  # whose steps are those of others
 
 Times = dict[str, list[float]]
-"""CPU seconds of a short training run by method, one for each round."""
+"""CPU seconds of a step by method, one for each round; of methods that take more steps, times how many more."""
 
 
 def measure(rounds: int, steps: int, fast: bool = False) -> Times:
     """Short training runs, in which edges close as in long ones; methods take turns, and the first round warms up."""
     torch.set_num_threads(1)
-    train, problem = load(MAIN[0], fast)["train"], PROBLEMS[MAIN[0]]
-    never_stopped = {name: replace(METHODS[name], **NEVER_STOPPED) for name in MEASURED}
+    train = load(MAIN[0], fast)["train"]
     times: Times = {name: [] for name in MEASURED}
     for _ in range(1 + rounds):
-        for name, method in never_stopped.items():
-            start = time.process_time()
-            fit(problem, method, train, FEW, Settings(1e-3, 0.01, steps), seed=0)
-            times[name].append(round(time.process_time() - start, 3))
+        for name, kept in times.items():
+            method = METHODS[name]
+            kept.append(seconds(replace(method, **NEVER_STOPPED) if method.unless_aligned else method, train, steps))
     return {name: kept[1:] for name, kept in times.items()}
+
+
+def seconds(method: Method, train: Batch, steps: int) -> float:
+    """Of a step, in the mean over all but the last, without what comes before the first."""
+    starts: list[float] = []
+
+    def watch(*_: object) -> None:
+        starts.append(time.process_time())
+
+    fit(PROBLEMS[MAIN[0]], method, train, FEW, Settings(1e-3, 0.01, steps), 0, watch)
+    return round(method.stretch * (starts[-1] - starts[0]) / (len(starts) - 1), 5)
 
 
 def print_table(times: Times) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from backbones import RESNET_TAPS, VIT_TAPS, ResNet, Vit
 from baselines import HEARS, TAPS, ListeningHead
 from nets import Net
-from problem import Aux, Batch, Loss, Problem
+from problem import Aux, Batch, Errors, Loss, Problem
 from study import FRAMES, VALIDATION_LEVELS
 from torch import Tensor, nn
 
@@ -114,7 +114,7 @@ LOSSES: dict[str, Loss] = {
     "normals": normal_loss,
     "outlines": F.binary_cross_entropy_with_logits,
 }
-ERRORS: dict[str, tuple[str, Loss]] = {
+ERRORS: dict[str, tuple[str, Errors]] = {
     "depth": ("error of log depth x 1000", depth_errors),
     "segmentation": ("wrong pixels, %", class_errors),
     "normals": ("mean angle, degrees", normal_errors),

@@ -35,7 +35,7 @@ class Method:
     """The primary network by itself, and what other methods change of that.
 
     Args:
-        same_compute: Whether to take so many more steps that training costs as much as that of two networks.
+        stretch: How many times the steps of the settings it takes.
         auxiliary: Whether there is anything but the primary network.
         halves: Whether a step is a gate step on one half of the data and a weight step on the other.
         alone_from: Progress from which on the primary network is trained by itself.
@@ -44,7 +44,7 @@ class Method:
         aux_factor: Of the auxiliary losses, on top of their weight in the settings.
     """
 
-    same_compute: bool = False
+    stretch: int = 1
     auxiliary: bool = True
     halves: bool = False
     alone_from: float = 1.0
@@ -105,6 +105,15 @@ class SharedBackbone(Method):
     def build(self, problem: Problem, example: Tensor) -> nn.Module:
         """A head for each task."""
         return Heads(problem)
+
+
+@dataclass(frozen=True)
+class Pretrained(SharedBackbone):
+    """A backbone that learns the auxiliary tasks first, and then goes on with the primary one alone."""
+
+    def backward(self, model: nn.Module, losses: Losses) -> None:
+        """Of the auxiliary losses, as long as there are any."""
+        super().backward(model, {task: loss for task, loss in losses.items() if task != "primary"} or losses)
 
 
 @dataclass(frozen=True)
@@ -277,10 +286,12 @@ STOP_RULE: dict[str, Any] = {"alone_from": 0.5, "unless_aligned": True}
 NEVER_STOPPED: dict[str, Any] = {"alone_from": 1.0, "unless_aligned": False}
 BOTH = Joined(search=FixedArchitecture(), reach=1, served="both")
 SINGLE, MATCHED, SHARED = "single-task", "single-task, same compute", "shared backbone"
+PRETRAINED = "pretrained by the auxiliary"
 SHARED_STOPPED, AUX_G, OURS, LIGHT = "shared backbone, our stop rule", "Aux-G", "ours", "ours, light auxiliary"
 METHODS: dict[str, Method] = {
     SINGLE: Method(auxiliary=False),
-    MATCHED: Method(auxiliary=False, same_compute=True),
+    MATCHED: Method(auxiliary=False, stretch=4),
+    PRETRAINED: Pretrained(alone_from=0.5, stretch=2),
     SHARED: SharedBackbone(),
     SHARED_STOPPED: SharedBackbone(**STOP_RULE),
     "shared, PCGrad": Surgery(aggregator=PCGrad),

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from methods import AUX_G, LIGHT, METHODS, OURS, SHARED, SINGLE
 from runs import FILE, read
-from studies import ALL, FEW, STUDIES, Found
+from studies import ALL, CONTROLLED, FEW, STUDIES, Found
 from study import half_width
 from tables import differences
 from training import Regime
@@ -67,7 +67,7 @@ def draw_main(found: Found, file: Path) -> None:
     for ax, problem in zip(axes[0], problems):
         rows = {method: every.get((problem, method, FEW), []) for method in METHODS if method != SINGLE}
         control = replace(FEW, control="permuted")
-        rows |= {f"{name}, permuted": every.get((problem, name, control), []) for name in (SHARED, OURS)}
+        rows |= {f"{name}, permuted": every.get((problem, name, control), []) for name in CONTROLLED}
         forest(ax, rows)
         ax.set_title(problem)
     finish(figure, axes[0], file)
@@ -96,8 +96,10 @@ def finish(figure: plt.Figure, axes: "list[Axes]", file: Path) -> None:
         ax.axvline(0, color="0.7", lw=0.8, zorder=0)
     axes[0].invert_yaxis()
     figure.savefig(file, dpi=100)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
-    draw_main(read(), FILE.with_name("main.png"))
-    draw_problems(read(), FILE.with_name("problems.png"))
+    found = read()
+    draw_main(found, FILE.with_name("main.png"))
+    draw_problems(found, FILE.with_name("problems.png"))

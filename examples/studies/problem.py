@@ -13,6 +13,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """From outputs and labels of a batch to a scalar."""
 
 
+Errors = Callable[[Tensor, Tensor], Tensor]
+"""From outputs and labels of a batch to one number for each sample."""
+
+
 class Network(Protocol):
     """A backbone and a head; ``net(inputs)`` is ``net.predict(net.features(inputs))``."""
 
@@ -67,7 +71,7 @@ class Problem:
     load: Callable[[bool], dict[str, Batch]]
     net: Callable[[], nn.Module]
     loss: Loss
-    errors: Loss
+    errors: Errors
     auxes: Mapping[str, Aux]
     batch: int = 8
     augment: Callable[[Batch, Generator], Batch] = lambda batch, random: batch

@@ -76,7 +76,7 @@ def read(file: Path = FILE) -> dict[Run, dict[str, Any]]:
 
 
 def complete(runs: Sequence[Run], fast: bool = False, workers: int = 0, file: Path = FILE) -> dict[Run, dict[str, Any]]:
-    """Do what is missing, in this order, each run in a process of its own, and return all results."""
+    """Do what is missing, in this order, in processes of their own, and return all results."""
     mend(file)
     results = read(file)
     missing = [run for run in dict.fromkeys(runs) if run not in results]

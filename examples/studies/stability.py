@@ -7,7 +7,7 @@ python examples/studies/stability.py --table     # prints the table of what is i
 import sys
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the examples, whose data and networks the studies use
@@ -28,7 +28,7 @@ from tables import show
 from training import Settings, fit
 from variants import VARIANTS
 
-MEASURED = 60  # times over training
+TIMES = 60  # that gates and errors are measured, over training
 SETTINGS = Settings(3e-3, 0.01, 600, 3.0)
 GATES_LEARNED = "gates learned with the weights"
 WAYS = ("ours", "closing from 0.4 to 0.7", "sigmoid gates", GATES_LEARNED)
@@ -45,7 +45,7 @@ class GateWatch:
 
     @torch.no_grad()
     def __call__(self, progress: float, model: Any, batch: Batch) -> None:
-        if progress * MEASURED < len(self.progress):
+        if progress * TIMES < len(self.progress):
             return
         model.eval()
         error = self.problem.errors(model.primary_net(self.inputs), self.labels).mean().item()
@@ -78,7 +78,8 @@ def run(task: dict[str, Any], fast: bool = False) -> dict[str, Any]:
 
 
 def by_way(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The results of each way of closing that has any."""
+    """The results of each way of closing that has any, by seed."""
+    results = sorted(results, key=lambda result: result["seed"])
     found = {way: [result for result in results if result["method"] == way] for way in WAYS}
     return {way: runs for way, runs in found.items() if runs}
 
@@ -91,16 +92,24 @@ def likeness(results: list[dict[str, Any]]) -> float:
 
 def print_table(results: list[dict[str, Any]]) -> None:
     """How gates end their course, by way of closing."""
-    head = "way", "seeds", "largest gate into the primary", "progress at which the last one is closed"
+    head = (
+        "way",
+        "seeds",
+        "held-out error, deviation over seeds",
+        "largest gate into the primary",
+        "progress at which the last one is closed",
+    )
     lines = []
     for way, found in by_way(results).items():
         over_time = [np.array(result["gates"]) for result in found]
         closed = [[*result["progress"], 1.0][int((g > 0).any(1).sum())] for result, g in zip(found, over_time)]
         largest = mean(g.max() for g in over_time)
+        ends = [result["errors"][-1][0] for result in found]
+        error = f"{mean(ends):.1f}, {stdev(ends):.1f}" if len(ends) > 1 else ""
         difference = max(result["difference"] for result in found)
         alike = f"{likeness(found):.2f}" if way == GATES_LEARNED and len(found) > 1 else ""
         until = f"{min(closed):.2f} to {max(closed):.2f}"
-        lines.append((way, f"{len(found)}", f"{largest:.2f}", until, f"{difference:g}", alike))
+        lines.append((way, f"{len(found)}", error, f"{largest:.2f}", until, f"{difference:g}", alike))
     show((*head, "exported - wrapper's", "gates towards the auxiliary, correlation of seeds"), lines)
 
 
@@ -119,6 +128,8 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
         image = towards.imshow([list(run["towards"].values()) for run in runs], vmin=0, vmax=1, cmap="Blues")
         towards.set_xticks(range(len(runs[0]["towards"])), list(runs[0]["towards"]), rotation=90, fontsize=7)
         towards.set_yticks(range(len(runs)), [f"{run['seed']}" for run in runs])
+        if way != GATES_LEARNED:
+            towards.text(0.5, 0.5, "fixed at 1", color="w", ha="center", transform=towards.transAxes)
     figure.colorbar(image, ax=axes[2], label="gates towards the auxiliary")
     for ax, label in zip(axes[:, 0], ("gates into the primary", "held-out error", "seed")):
         ax.set_ylabel(label)
@@ -134,7 +145,6 @@ def main() -> None:
     options = read_options(__doc__, "stability.json")
     tasks = [{"method": way, "seed": seed} for seed in range(options.seeds) for way in WAYS]
     results = run_missing(options.results, [] if options.table else tasks, run)
-    results.sort(key=lambda result: result["seed"])
     print_table(results)
     if not options.table:
         draw(results, options.results.with_suffix(".png"))

@@ -4,16 +4,24 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from statistics import mean
 
-from methods import LIGHT, MATCHED, METHODS, OURS, SHARED, SINGLE
+from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, PRETRAINED, SHARED, SINGLE
 from problems import PROBLEMS
-from studies import Cell, Found
+from studies import CONTROLLED, Cell, Found
 from study import interval
-from training import Regime, is_aligned, is_learned, steps_of
-from variants import ABLATIONS
+from training import Regime, is_aligned, is_learned
+from variants import ABLATIONS, UNSTOPPED
 
 Errors = Mapping[int, float]
 """Error by seed."""
 BASES = SINGLE, SHARED, OURS
+WAYS = {
+    OURS: "ours",
+    LIGHT: "light auxiliary",
+    SHARED: "shared backbone",
+    PRETRAINED: "pretrained",
+    MATCHED: "same compute",
+}
+OTHERS = {name: f"minus {WAYS.get(name, name)}" for name in (LIGHT, SHARED, PRETRAINED, MATCHED, AUX_G)}
 
 
 def against(ours: Errors, base: Errors, percent: bool = False) -> str:
@@ -74,38 +82,38 @@ def main_table(cells: list[Cell], found: Found) -> None:
 
 def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Found) -> tuple[str, ...]:
     name = f"{cell.method}, labels permuted" if cell.regime.control else cell.method
-    s = cell.settings(found)
-    steps = steps_of(METHODS[cell.method], cell.regime, s)
-    settings = f"{s.lr:g}, {s.weight_decay:g}, {steps}" + f", {s.aux_weight:g}" * METHODS[cell.method].auxiliary
+    s, method = cell.settings(found), METHODS[cell.method]
+    settings = f"{s.lr:g}, {s.weight_decay:g}, {method.stretch * s.steps}" + f", {s.aux_weight:g}" * method.auxiliary
     differences = (against(values, base.get(name, {})) for name in BASES)
     return name, f"{average(values)}, {len(values)} seeds", *differences, settings
 
 
 def core_table(cells: list[Cell], found: Found) -> None:
-    """For each problem and regime, how methods differ from single-task; what else there is of ours; all errors."""
+    """For each problem and regime: methods against single-task, ours against them, the controls, all errors."""
     rows: dict[tuple[str, Regime], dict[str, Cell]] = {}
     for cell in cells:
         name = f"{cell.method}, permuted" if cell.regime.control else cell.method
         rows.setdefault((cell.problem, replace(cell.regime, control="")), {})[name] = cell
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     several = len({regime for _, regime in rows}) > 1
-    gains, more, errors = [], [], []
+    gains, minus, controls, errors = [], [], [], []
     for (problem, regime), row in rows.items():
         by_name = {name: cell.errors(found) for name, cell in row.items()}
-        if len(by_name[OURS]) < 2:
+        ours, single = by_name[OURS], by_name[SINGLE]
+        if len(ours) < 2:
             continue
         place = problem, regime_name(regime) if several else ""
-        ways = (OURS, LIGHT, MATCHED, SHARED, f"{OURS}, permuted")
-        gains.append((*place, *(against(by_name.get(name, {}), by_name[SINGLE], percent=True) for name in ways)))
-        minus = (against(by_name[OURS], by_name.get(name, {}), percent=True) for name in (MATCHED, SHARED))
-        more.append((*place, *minus, _stopped(row[OURS], found)))
+        gains.append((*place, *(against(by_name.get(name, {}), single, percent=True) for name in WAYS)))
+        minus.append((*place, *(against(ours, by_name.get(name, {}), percent=True) for name in OTHERS)))
+        permuted = (against(by_name.get(f"{name}, permuted", {}), single, percent=True) for name in CONTROLLED)
+        controls.append((*place, *permuted, _stopped(row[OURS], found)))
         errors.append((*place, *(average(by_name.get(name, {})) for name in names)))
     head = "primary <- auxiliary", "labels"
     caption = "error minus that of single-task, in % of it, with its 95 % interval; on how many seeds it is lower"
-    ways = "ours", "light auxiliary", "same compute", "shared backbone", "ours, permuted labels"
-    show((*head, *ways), gains, caption)
-    caption = "error of ours minus that of others, in % of it; runs of ours that the rule stopped early + at half"
-    show((*head, "minus same compute", "minus shared backbone", "stopped, mean cosine"), more, caption)
+    show((*head, *WAYS.values()), gains, caption)
+    show((*head, *OTHERS.values()), minus, "error of ours minus that of others, in % of it")
+    caption = "permuted auxiliary labels, against single-task; true ones that the rule stopped early + at half"
+    show((*head, *(f"{name}, permuted" for name in CONTROLLED), "stopped, mean cosine"), controls, caption)
     show((*head, *names), errors, "errors, in the unit of each data set")
 
 
@@ -142,6 +150,20 @@ def harm_table(cells: list[Cell], found: Found) -> None:
     print(count_unlearned(found, "too strong"), "with too strong a loss,", count_unlearned(found, ""), "of the others")
 
 
+def rule_table(cells: list[Cell], found: Found) -> None:
+    """For each problem, ours with the stop rule and without it, under true and permuted labels."""
+    lines = []
+    for problem in dict.fromkeys(cell.problem for cell in cells):
+        row = {(c.method, c.regime.control): c.errors(found) for c in cells if c.problem == problem}
+        for control in ("", "permuted"):
+            ours, unstopped = row[OURS, control], row[UNSTOPPED, control]
+            gains = (against(values, row[SINGLE, ""], percent=True) for values in (ours, unstopped))
+            lines.append((problem, control or "true", *gains, against(ours, unstopped, percent=True)))
+    head = "primary <- auxiliary", "auxiliary labels", "ours", "without the rule", "what the rule changes"
+    caption = "error minus that of single-task, in % of it, with its 95 % interval; on how many seeds it is lower"
+    show(head, (line for line in lines if line[3]), caption)
+
+
 def count_unlearned(found: Found, control: str) -> str:
     """How many auxiliaries of a control the stop rule takes for such as are not learned."""
     shares = [
@@ -165,4 +187,5 @@ TABLES: dict[str, Callable[[list[Cell], Found], None]] = {
     "labels": core_table,
     "ablations": ablation_table,
     "harm": harm_table,
+    "rule": rule_table,
 }

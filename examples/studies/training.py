@@ -116,7 +116,7 @@ def fit(
     if train["input"].dim() == 4:
         model.to(memory_format=torch.channels_last)
     weights, gates = optimisers(method, model, settings)
-    steps = steps_of(method, regime, settings)
+    steps = method.stretch * settings.steps
     schedule = OneCycleLR(weights, [group["lr"] for group in weights.param_groups], steps)
     factor = settings.aux_weight * method.aux_factor * (TOO_STRONG if regime.control == "too strong" else 1.0)
     stream = batches(problem, train, labelled, regime, method.halves, seed)
@@ -140,11 +140,6 @@ def fit(
             gates.step()
         schedule.step()
     return model
-
-
-def steps_of(method: Method, regime: Regime, settings: Settings) -> int:
-    """Steps that are taken."""
-    return settings.steps * (2 * (1 + regime.plenty) if method.same_compute else 1)
 
 
 def choose(problem: Problem, train: Batch, regime: Regime, seed: int) -> tuple[Batch, Tensor]:

@@ -8,6 +8,7 @@ from methods import LIGHT, METHODS, NEVER_STOPPED, OURS, STOP_RULE, LookAhead, M
 from auxnas_layers import AuxG, AuxNAS, ClampedGate, SigmoidGate
 
 DEFAULT = METHODS[OURS]
+UNSTOPPED = "never alone"
 
 
 def ours(**changes: Any) -> Method:
@@ -40,7 +41,7 @@ ABLATIONS: dict[str, dict[str, Method]] = {
         "gates learned one step ahead": LookAhead(search=AuxNAS(primary_to_aux=ClampedGate), **STOP_RULE),
     },
     "primary alone": {
-        "never alone": replace(DEFAULT, **NEVER_STOPPED),
+        UNSTOPPED: replace(DEFAULT, **NEVER_STOPPED),
         "alone from 0.5": replace(DEFAULT, unless_aligned=False),
         "alone from 0.75": replace(DEFAULT, alone_from=0.75, unless_aligned=False),
     },

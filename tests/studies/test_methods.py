@@ -15,6 +15,7 @@ from methods import (
     LIGHT,
     METHODS,
     OURS,
+    PRETRAINED,
     SHARED,
     SINGLE,
     CosineSimilarity,
@@ -168,6 +169,29 @@ def test_labels_and_controls(data):
     assert len(batch["input"]) == 2 * PROBLEM.batch
     wanted = {value.item() for value in few["segmentation"][labelled].flatten(1).sum(1)}
     assert {value.item() for value in batch["segmentation"][: PROBLEM.batch].flatten(1).sum(1)} <= wanted
+
+
+@pytest.mark.parametrize(("auxes", "learned"), [(AUXES, "segmentation"), ([], "primary")])
+def test_pretraining_is_of_the_auxiliary_and_then_of_the_primary_alone(data, auxes, learned):
+    method, batch = METHODS[PRETRAINED], a_batch(data)
+    torch.manual_seed(0)
+    model = method.build(PROBLEM, batch["input"][:1])
+    method.backward(model, losses_of(PROBLEM, model, auxes, 0.0, 1.0, batch))
+    found = [p.grad.clone() if p.grad is not None else None for p in model.parameters()]
+    model.zero_grad()
+    losses_of(PROBLEM, model, auxes, 0.0, 1.0, batch)[learned].backward()
+    torch.testing.assert_close(found, [p.grad for p in model.parameters()])
+    assert any(grad is None for grad in found)  # the other task's head
+
+
+def test_pretraining_takes_as_many_steps_for_each(data):
+    seen = []
+
+    def watch(progress, model, batch):
+        seen.append(auxes_at(progress, PROBLEM, METHODS[PRETRAINED]))
+
+    fit(PROBLEM, METHODS[PRETRAINED], data["train"], Regime(16, True), replace(QUICK, steps=3), 0, watch)
+    assert seen == [AUXES] * 3 + [[]] * 3
 
 
 def test_a_weight_multiplies_the_auxiliary_loss_alone(data):

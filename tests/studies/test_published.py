@@ -7,6 +7,8 @@ import cost
 import pictures
 import pytest
 import runs
+import sizes
+import stability
 import studies
 from tables import TABLES
 from test_methods import ROOT
@@ -63,4 +65,14 @@ def test_the_pictures_are_drawn(found, tmp_path):
 
 def test_the_published_costs_are_printed_by_their_command(capsys):
     cost.print_table(json.loads(cost.FILE.read_text()))
+    assert capsys.readouterr().out.strip() in RESULTS
+
+
+def test_the_published_stability_is_printed_by_its_command(capsys):
+    stability.print_table(json.loads((ROOT / "docs" / "results" / "stability.json").read_text()))
+    assert capsys.readouterr().out.strip() in RESULTS
+
+
+def test_the_published_sizes_are_printed_by_their_command(capsys):
+    sizes.print_table(json.loads(sizes.FILE.read_text()))
     assert capsys.readouterr().out.strip() in RESULTS
