@@ -39,7 +39,8 @@ def run_missing(file: Path, tasks: list[Run], run: Callable[[Run], Run], workers
         for done in tqdm(as_completed(running), "runs", len(missing), disable=not missing):
             results.append(running[done] | done.result())
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(results, indent=1) + "\n")
+            lines = ",\n".join(json.dumps(result) for result in results)
+            file.write_text(f"[\n{lines}\n]\n")
     return results
 
 

@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from methods import AUX_G, LIGHT, METHODS, OURS, SHARED, SINGLE
+from methods import AUX_G, LIGHT, METHODS, OURS, PRETRAINED, SHARED, SINGLE
 from runs import FILE, read
 from studies import ALL, CONTROLLED, FEW, STUDIES, Found
 from study import half_width
@@ -28,6 +28,7 @@ Gains = Mapping[str, list[float]]
 Place = tuple[str, str, Regime]
 """Problem, method and regime, however the settings were chosen."""
 SHOWN = {
+    (PRETRAINED, ""): "C3",
     (SHARED, ""): "C1",
     (AUX_G, ""): "C2",
     (OURS, ""): "C0",
@@ -84,9 +85,9 @@ def draw_problems(found: Found, file: Path) -> None:
     for ax, regime in zip(axes[0], regimes):
         for place, ((method, control), colour) in enumerate(SHOWN.items()):
             rows = {name: every.get((name, method, replace(regime, control=control)), []) for name in problems}
-            forest(ax, rows, colour, 0.15 * place - 0.3, f"{method}, permuted" if control else method)
+            forest(ax, rows, colour, 0.13 * place - 0.33, f"{method}, permuted" if control else method)
         ax.set_title(titles[regime])
-    axes[0, 0].legend(frameon=False, fontsize="small")
+    axes[0, 0].legend(frameon=False, fontsize="small", loc="lower right")
     finish(figure, axes[0], file)
 
 

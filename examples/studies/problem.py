@@ -12,7 +12,6 @@ Batch = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From outputs and labels of a batch to a scalar."""
 
-
 Errors = Callable[[Tensor, Tensor], Tensor]
 """From outputs and labels of a batch to one number for each sample."""
 

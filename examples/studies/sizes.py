@@ -58,19 +58,11 @@ def constant_error(problem: Problem, train: torch.Tensor, test: torch.Tensor, sh
 def print_table(found: dict[str, dict[str, Any]]) -> None:
     """A row for each problem."""
     head = "primary <- auxiliary", "error", "of a constant guess", "training, validation, test samples", "parameters"
-    show(
-        head,
-        (
-            (
-                name,
-                PROBLEMS[name].metric,
-                f"{of['constant']:.1f}",
-                ", ".join(f"{n:,}" for n in of["samples"]),
-                f"{of['parameters']:,}",
-            )
-            for name, of in found.items()
-        ),
-    )
+    lines = []
+    for name, of in found.items():
+        samples = ", ".join(f"{count:,}" for count in of["samples"])
+        lines.append((name, PROBLEMS[name].metric, f"{of['constant']:.1f}", samples, f"{of['parameters']:,}"))
+    show(head, lines)
 
 
 def main() -> None:
