@@ -87,7 +87,7 @@ def draw_problems(found: Found, file: Path) -> None:
             rows = {name: every.get((name, method, replace(regime, control=control)), []) for name in problems}
             forest(ax, rows, colour, 0.13 * place - 0.33, f"{method}, permuted" if control else method)
         ax.set_title(titles[regime])
-    axes[0, 0].legend(frameon=False, fontsize="small", loc="lower right")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     finish(figure, axes[0], file)
 
 
