@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes; one for each core by default")
     options = parser.parse_args()
     if options.fast:
-        studies.TRIALS, studies.BETWEEN = (replace(studies.TRIALS[0], steps=2),), studies.BETWEEN[:1]
+        studies.TRIALS = studies.MANY = (replace(studies.TRIALS[0], steps=2),)
+        studies.BETWEEN = studies.BETWEEN[:1]
     cells = [c for c in studies.STUDIES[options.study]() if not options.problems or c.problem in options.problems]
     most = 2 if options.fast else options.seeds
     cells = [replace(cell, seeds=min(cell.seeds, most)) for cell in cells]

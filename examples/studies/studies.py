@@ -31,10 +31,14 @@ TRIALS = (
     Settings(3e-3, 0.1, 600, 10.0),
     Settings(1e-2, 0.1, 1200, 3.0),
 )
-"""Of the main problems; of others the first four, of costly ones the first two, with half the steps.
-
-With 1000 or more primary labels, the first two, with three times the steps.
-"""
+"""Of the main problems; of others the first four, of costly ones the first two, with half the steps."""
+MANY = (
+    Settings(3e-3, 0.01, 3600, 3.0),
+    Settings(3e-3, 0.01, 3600, 1.0),
+    Settings(1e-3, 0.01, 3600, 1.0),
+    Settings(1e-3, 0.1, 3600, 10.0),
+)
+"""With 1000 or more primary labels."""
 TUNING_SEED = 100  # of no other run
 
 Found = Mapping[Run, Mapping[str, Any]]
@@ -42,11 +46,13 @@ Found = Mapping[Run, Mapping[str, Any]]
 
 def trials(problem: str, method: str, regime: Regime) -> list[Run]:
     """What the settings of a method are chosen from, by validation samples: the same for every method."""
-    many = not 0 < regime.labels < 1000
-    judged = replace(ALL if many else FEW, control=regime.control)
-    count = 2 if many or PROBLEMS[problem].costly else 5 if problem in MAIN else 4
-    factor = 3 if many else 0.5 if PROBLEMS[problem].costly else 1
-    settings = [replace(trial, steps=int(factor * trial.steps)) for trial in TRIALS[:count]]
+    if not 0 < regime.labels < 1000:
+        judged, settings = ALL, MANY
+    elif PROBLEMS[problem].costly:
+        judged, settings = FEW, tuple(replace(trial, steps=trial.steps // 2) for trial in TRIALS[:2])
+    else:
+        judged, settings = FEW, TRIALS if problem in MAIN else TRIALS[:4]
+    judged = replace(judged, control=regime.control)
     return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in settings]
 
 
