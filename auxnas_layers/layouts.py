@@ -7,7 +7,7 @@ A layout names every dimension of a feature: ``b`` the batch, ``c`` the channels
 import keyword
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -80,6 +80,11 @@ class Layout:
         return tuple(dim for dim, group in enumerate(self.dimensions) if group not in _ALONE)
 
     @property
+    def batch_dim(self) -> int:
+        """The dimension that holds the samples."""
+        return self.dimensions.index(("b",))
+
+    @property
     def channel_dim(self) -> int:
         """The dimension that holds the channels."""
         return self.dimensions.index(("c",))
@@ -104,13 +109,15 @@ class Layout:
         return shape[self.channel_dim]
 
 
-def infer_layout(shape: Sequence[int], leaves: Iterable[nn.Module]) -> Layout:
+def infer_layout(shape: Sequence[int], leaves: Iterable[nn.Module], batches: Collection[int] = ()) -> Layout:
     """Tell the layout of a feature from its shape and the layers that made it.
 
     Args:
         shape: Shape of the feature.
-        leaves: Layers that ran before the feature came out, the latest first. The first one whose number of output
-            channels is found at dimension 1 or at the end decides.
+        leaves: Layers registered up to the one that gave the feature out, the latest first. The first one whose number
+            of output channels is found at dimension 1 or at the end decides.
+        batches: Numbers of samples that layers of the network took as ``(time, batch, channels)``. Where there are any,
+            three dimensions may be ``t b c``, and which of the first two is such a number decides.
 
     Raises:
         LayoutError: If neither the shape nor the layers tell.
@@ -124,9 +131,16 @@ def infer_layout(shape: Sequence[int], leaves: Iterable[nn.Module]) -> Layout:
         return Layout("b c")
     if len(shape) not in _FIRST:
         raise LayoutError(f"no layout is known for a feature of shape {tuple(shape)}")
-    leaves = list(leaves)
-    if len(shape) == 3 and any(getattr(leaf, "batch_first", True) is False for leaf in leaves):
-        return Layout("t b c")
+    if len(shape) == 3 and batches:
+        first, second = (size in batches for size in shape[:2])
+        if first == second:
+            found = " or ".join(map(str, sorted(batches)))
+            raise LayoutError(
+                f"a feature of shape {tuple(shape)} may be 't b c' or have its batch first, in a network with layers "
+                f"that take (time, batch, channels), here of {found} samples"
+            )
+        if second:
+            return Layout("t b c")
     for leaf in leaves:
         channels, first = _output_channels(leaf)
         at_first, at_last = shape[1] == channels, shape[-1] == channels
@@ -157,8 +171,9 @@ def _output_channels(leaf: nn.Module) -> tuple[int | None, bool]:
 def align(source: Tensor, source_layout: Layout, target_shape: Sequence[int], target_layout: Layout) -> Tensor:
     """Bring a feature into the layout, places and resolution of another one; its channels stay as they are.
 
-    Place axes pair by name, the rest in order. A paired axis is pooled (averaged) where it shrinks and interpolated
-    linearly where it grows; an axis that only the source has is averaged; one that only the target has is repeated.
+    Place axes pair by name, those left over in order if both have as many. A paired axis is pooled (averaged) where it
+    shrinks and interpolated linearly where it grows; an axis that only the source has is averaged; one that only the
+    target has is repeated.
     An axis called ``n`` (tokens) against a grid is read as that grid where its length fits, after up to 5 extra tokens.
     Extra tokens of the target get the source's own extra tokens if it has as many, otherwise its mean.
 
@@ -230,9 +245,12 @@ def _plan(
     """Work out how to align two features; None where the source already fits."""
     source, target = Layout(source_text), Layout(target_text)
     channels = source.channels(source_shape), target.channels(target_shape)
-    batches = _batch(source, source_shape), _batch(target, target_shape)
-    if batches[0] != batches[1]:
-        raise LayoutError(f"{batches[0]} samples cannot meet {batches[1]}; give both networks the same samples")
+    samples, others = source_shape[source.batch_dim], target_shape[target.batch_dim]
+    if samples != others:
+        raise LayoutError(
+            f"{samples} samples cannot meet {others}, {source_shape} read as {source_text!r} and {target_shape} as "
+            f"{target_text!r}; give both networks the same samples, or Tap(...) the primary_layout or aux_layout"
+        )
     if source == target and _with_channels(target, target_shape, channels[0]) == source_shape:
         return None
     source = _as_grid(source, source_shape, target, target_shape)
@@ -256,10 +274,6 @@ def _plan(
         target=target,
         sizes={axis: size for axis, size in target_grid.items() if axis not in kept},
     )
-
-
-def _batch(layout: Layout, shape: Sequence[int]) -> int:
-    return shape[layout.dimensions.index(("b",))]
 
 
 def _with_channels(layout: Layout, shape: Sequence[int], channels: int) -> tuple[int, ...]:

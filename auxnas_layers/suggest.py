@@ -287,5 +287,4 @@ class _Network:
         seen = self.seen[name]
         if seen.calls != 1 or not seen.shape or not seen.layout or name in self.unused:
             return False
-        batch = seen.shape[seen.layout.dimensions.index(("b",))]
-        return self.batch is None or batch == self.batch
+        return self.batch is None or seen.shape[seen.layout.batch_dim] == self.batch

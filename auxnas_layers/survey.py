@@ -1,12 +1,13 @@
 """Calling networks on trial: what comes out of their layers, in which order, and whether it can be fused."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from auxnas_layers._engine import PRIMARY, hooked, uncompiled
 from auxnas_layers.errors import LayoutError, TapError
@@ -23,7 +24,7 @@ class Seen:
         calls: How often the layer was called.
         shape: Shape of its feature, or `None` if it has none that could be fused.
         dtype, device: Those of the feature.
-        layout: Axis string, or `None` if it cannot be told.
+        layout: The meaning of its axes, or `None` if it cannot be told.
         overwritten: Whether a later layer changed the feature in place.
         problem: Why there is no feature or no layout.
     """
@@ -47,12 +48,13 @@ class _Watcher:
 
     Args:
         point: The layer.
+        module: The same, as a module.
         leaves: The layers registered up to its end, the latest first.
         order: Where to note that it was called.
     """
 
-    def __init__(self, point: Point, leaves: list[nn.Module], order: list[str]) -> None:
-        self.point, self.leaves, self.order = point, leaves, order
+    def __init__(self, point: Point, module: nn.Module, leaves: list[nn.Module], order: list[str]) -> None:
+        self.point, self.module, self.leaves, self.order = point, module, leaves, order
         self.seen = Seen()
         self.feature: Tensor | None = None
         self.version = 0
@@ -68,18 +70,52 @@ class _Watcher:
             _, feature = find_feature(output, self.point.select)
             self.seen = replace(self.seen, shape=tuple(feature.shape), dtype=feature.dtype, device=feature.device)
             self.feature, self.version = feature, version(feature)
-            layout = Layout(self.point.layout) if self.point.layout else infer_layout(feature.shape, self.leaves)
-            layout.channels(feature.shape)
-            self.seen = replace(self.seen, layout=layout)
-        except (TapError, LayoutError) as error:
+        except TapError as error:
             self.seen = replace(self.seen, problem=str(error))
 
-    def finish(self, output: Any) -> Seen:
+    def finish(self, output: Any, batches: Collection[int]) -> Seen:
         """What was seen, now that the network has returned `output`, which its user may overwrite."""
         if self.feature is None:
             return self.seen
         returned = any(tensor is self.feature for _, tensor in features(output))
-        return replace(self.seen, overwritten=returned or version(self.feature) != self.version)
+        seen = replace(self.seen, overwritten=returned or version(self.feature) != self.version)
+        try:
+            layout = self.layout(self.feature.shape, batches)
+            layout.channels(self.feature.shape)
+            return replace(seen, layout=layout)
+        except LayoutError as error:
+            return replace(seen, problem=str(error))
+
+    def layout(self, shape: Sequence[int], batches: Collection[int]) -> Layout:
+        """The layout that the user names, or the one that is told by the network."""
+        if self.point.layout:
+            return Layout(self.point.layout)
+        if takes_time_first(self.module) and len(shape) == 3:
+            return Layout("t b c")
+        return infer_layout(shape, self.leaves, batches)
+
+
+def takes_time_first(module: nn.Module) -> bool:
+    """Whether a layer takes ``(time, batch, channels)``, as recurrent and attention layers do by default."""
+    return getattr(module, "batch_first", True) is False and not isinstance(module, torch.jit.ScriptModule)
+
+
+class _SampleCounter:
+    """A forward hook that notes how many samples come out of layers that take ``(time, batch, channels)``."""
+
+    def __init__(self) -> None:
+        self.batches: set[int] = set()
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        uncompiled(_SampleCounter.note)(self, output)
+
+    def note(self, output: Any) -> None:
+        """Note one call."""
+        first = output[0] if isinstance(output, tuple) else output
+        if isinstance(first, PackedSequence):
+            self.batches.add(int(first.batch_sizes[0]))
+        elif isinstance(first, Tensor) and first.dim() == 3:
+            self.batches.add(first.shape[1])
 
 
 def version(tensor: Tensor) -> int:
@@ -95,14 +131,16 @@ def observe(net: nn.Module, inputs: Inputs, points: Sequence[Point]) -> tuple[di
     order: list[str] = []
     modules = dict(net.named_modules(remove_duplicate=False))
     drops = any(getattr(module, "inplace", False) for module in modules.values() if "Dropout" in type(module).__name__)
-    watchers = [_Watcher(point, _leaves(modules, point.name), order) for point in points]
+    watchers = [_Watcher(p, net.get_submodule(p.name), _leaves(modules, p.name), order) for p in points]
+    counter = _SampleCounter()
+    counted = [(module, counter) for module in modules.values() if takes_time_first(module)]
     with (
-        hooked((net.get_submodule(watcher.point.name), watcher) for watcher in watchers),
+        hooked([*((watcher.module, watcher) for watcher in watchers), *counted]),
         undisturbed(net),
         torch.no_grad(),
     ):
         output = inputs.copied().call(net)
-        seen = {watcher.point.name: watcher.finish(output) for watcher in watchers}
+        seen = {watcher.point.name: watcher.finish(output, counter.batches) for watcher in watchers}
     # In-place dropout overwrites features in train mode alone, which a trial in eval mode cannot see.
     return {name: replace(found, overwritten=found.overwritten or drops) for name, found in seen.items()}, order
 

@@ -120,11 +120,11 @@ def few_cells() -> list[Cell]:
 
 
 def label_cells() -> list[Cell]:
-    """Other numbers of labels; where all samples carry both, on other problems and with the control too."""
+    """Other numbers of labels; where all samples carry both, on other problems too, the main ones with the control."""
     places = [(problem, regime) for problem in MAIN for regime in BETWEEN]
     places += [(problem.name, ALL) for problem in PROBLEMS.values() if not problem.costly]
     cells = [Cell(problem, method, regime) for problem, regime in places for method in (SINGLE, SHARED, OURS)]
-    ours = [cell for cell in cells if cell.method == OURS and cell.regime == ALL]
+    ours = [cell for cell in cells if cell.problem in MAIN and cell.method == OURS and cell.regime == ALL]
     return cells + [replace(cell, regime=replace(ALL, control="permuted"), like=cell) for cell in ours]
 
 
