@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from auxnas_layers.errors import AuxiliaryWarning, SearchError
 from auxnas_layers.inputs import undisturbed
@@ -25,7 +25,7 @@ class Alignment:
     noise; the mean over some thirty measurements is not.
 
     Args:
-        wrapper: The two networks.
+        wrapper: The two networks; any other module with a `primary_net`, such as one of a head for each task, will do.
 
     >>> from auxnas_layers import AuxNASWrapper
     >>> nets = [torch.nn.Sequential(torch.nn.Linear(4, 4)) for _ in range(2)]
@@ -37,8 +37,8 @@ class Alignment:
     True
     """
 
-    def __init__(self, wrapper: JoinedNets) -> None:
-        self._wrapper = wrapper
+    def __init__(self, wrapper: nn.Module) -> None:
+        self._wrapper: Any = wrapper
         self.cosines: dict[str, list[float]] = {}
 
     def measure(
@@ -55,18 +55,29 @@ class Alignment:
             aux_loss: Computes the auxiliary's loss on samples that it is trained on; of several, a mapping from names.
 
         Raises:
-            SearchError: If the wrapper is in eval mode, or a gradient is missing or not finite.
+            SearchError: If the wrapper is in eval mode, a name is no auxiliary's, or a gradient is missing or infinite.
         """
         if not self._wrapper.training:
             raise SearchError("the wrapper is in eval mode; measure in train mode: wrapper.train()")
         with undisturbed(self._wrapper, training=None), torch.enable_grad():
             held_out = self._gradient("primary_loss", primary_loss())
-            found = aux_loss()
-            losses = found if isinstance(found, Mapping) else {"aux": found}
+            losses = self._by_name(aux_loss())
             gradients = {name: self._gradient(name, loss) for name, loss in losses.items()}
         for name, gradient in gradients.items():
             cosine = torch.nn.functional.cosine_similarity(held_out, gradient, dim=0)
             self.cosines.setdefault(name, []).append(cosine.item())
+
+    def _by_name(self, found: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        losses = found if isinstance(found, Mapping) else {"aux": found}
+        if not losses or any(not self._has(name) for name in losses):
+            auxes = list(self._wrapper._aux_nets()) if isinstance(self._wrapper, JoinedNets) else ["aux"]
+            what = f"losses of {list(losses)}" if isinstance(found, Mapping) else "one loss"
+            raise SearchError(f"aux_loss gives a mapping from names among {auxes} to losses; found {what}")
+        return losses
+
+    def _has(self, aux: str) -> bool:
+        """Whether there is an auxiliary of this name, as far as is known."""
+        return not isinstance(self._wrapper, JoinedNets) or aux in self._wrapper._aux_nets()
 
     def _gradient(self, name: str, loss: Tensor) -> Tensor:
         parameters = [p for p in self._wrapper.primary_net.parameters() if p.requires_grad]
@@ -78,7 +89,7 @@ class Alignment:
         if all(gradient is None for gradient in found):
             raise SearchError(f"{name} does not depend on the primary: compute it from the wrapper's own networks")
         pairs = zip(found, parameters, strict=True)
-        flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs])
+        flat = torch.cat([(torch.zeros_like(p) if g is None else g.to_dense()).flatten().float() for g, p in pairs])
         if not flat.isfinite().all():
             raise SearchError(f"the gradient of {name} is not finite; check the loss")
         return flat
@@ -104,16 +115,19 @@ class Alignment:
     def _measured(self, aux: str) -> list[float]:
         found = self.cosines.get(aux, [])
         if len(found) < FEWEST:
-            raise SearchError(f"{len(found)} measurements of {aux!r}; measure at least {FEWEST} times over training")
+            others = f", and others of {sorted(self.cosines)}" if self.cosines and not found else ""
+            raise SearchError(
+                f"{len(found)} measurements of {aux!r}{others}; measure at least {FEWEST} times before you ask"
+            )
         return found
 
     def check(self) -> None:
-        """Warn, by an `AuxiliaryWarning`, of every auxiliary of which nothing says that it helps.
+        """Warn, by an `AuxiliaryWarning`, of every auxiliary that is there and of which nothing says that it helps.
 
         Raises:
-            SearchError: If there are fewer than 10 measurements.
+            SearchError: If there are fewer than 10 measurements of one.
         """
-        for name in self.cosines or ["aux"]:
+        for name in [name for name in self.cosines if self._has(name)] or ["aux"]:
             if not self.helps(name):
                 average, error = self.evidence(name)
                 warnings.warn(

@@ -25,6 +25,11 @@ class Edge:
     gate: float
     open: bool
 
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Which edge it is: direction, source and target."""
+        return self.direction, self.source, self.target
+
     def __str__(self) -> str:
         state = f"open, gate {self.gate:.4g}" if self.open else "closed"
         return f"{self.direction} {self.source} -> {self.target} ({state})"

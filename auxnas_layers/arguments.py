@@ -12,7 +12,7 @@ from auxnas_layers.exchange import Hearing, Place
 from auxnas_layers.fusion import Fusion
 from auxnas_layers.gates import Gate
 from auxnas_layers.search import Search
-from auxnas_layers.search_space import SearchSpace, Wire, as_search_space, lay_wires
+from auxnas_layers.search_space import SearchSpace, Wire, as_search_space, from_primary, lay_wires, to_primary
 from auxnas_layers.taps import Tap, TapLike, as_taps, check_names, is_callable
 
 
@@ -132,8 +132,14 @@ def _taps_by_name(taps: Any, auxes: Mapping[str, nn.Module], named: bool) -> dic
         found = list(taps) if isinstance(taps, Mapping) else type(taps).__name__
         raise TapError(f"with several auxiliaries, taps is a mapping with the same keys {list(auxes)}; found {found}")
     taken = (PRIMARY, *dir(nn.ModuleDict()))
-    if wrong := [name for name in auxes if not name.isidentifier() or name in taken]:
-        raise TapError(f"names of auxiliaries are identifiers other than {PRIMARY!r} and torch's own; found {wrong}")
+    ends = to_primary(""), from_primary("")
+    if wrong := [
+        n for n in auxes if not n.isidentifier() or n in taken or n.endswith(ends[0]) or n.startswith(ends[1])
+    ]:
+        raise TapError(
+            f"names of auxiliaries are identifiers other than {PRIMARY!r} and torch's own, and none of a direction, "
+            f"'..{ends[0]}' or '{ends[1]}..'; found {wrong}"
+        )
     return {aux: taps[aux] for aux in auxes}
 
 

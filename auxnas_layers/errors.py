@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class AuxNASError(Exception):
-    """Base class of every error that this package raises on purpose."""
+    """Base class of the errors that this package raises of taps, layouts, searches and exports."""
 
 
 class TapError(AuxNASError, ValueError):
@@ -20,7 +20,7 @@ class SearchError(AuxNASError, ValueError):
 
 
 class ExportError(AuxNASError, RuntimeError):
-    """The primary network cannot be exported as it is."""
+    """A network cannot be taken out, or recorded, as it is."""
 
 
 class AuxiliaryWarning(UserWarning):

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, ulp
 from typing import Any, TypeVar
 
 import torch
@@ -69,7 +70,7 @@ class ExportReport:
 
 
 def check_closed(
-    architecture: Architecture, inward: set[str], acting: Sequence[str], *, allow_open: bool
+    architecture: Architecture, inward: set[str], acting: Sequence[str], *, allow_open: bool, otherwise: str
 ) -> tuple[Edge, ...]:
     """The edges into the primary that are still open.
 
@@ -78,6 +79,7 @@ def check_closed(
         inward: The directions that lead to the primary.
         acting: Fusions of the primary that act without any edge, as a message names them.
         allow_open: Whether they may be cut.
+        otherwise: What to do instead with open edges.
 
     Raises:
         ExportError: If there are any edges or fusions, unless they may be cut.
@@ -87,14 +89,11 @@ def check_closed(
         return open_edges
     lines = []
     if open_edges:
-        lines.append(
-            f"{len(open_edges)} edge(s) into the primary are still open, so it would not be the network that was "
-            "trained. Call wrapper.search_penalty(step / total_steps) in every step, which under AuxNAS closes them "
-            "well before the end, or wrapper.close_aux_to_primary_() and train on"
-        )
+        count = f"{len(open_edges)} edge(s) into the primary are still open"
+        lines.append(f"{count}, so it would be another network. {otherwise}")
     if acting:
         lines.append(f"{len(acting)} fusion(s) change the primary's features even without edges")
-    lines.append("allow_open=True cuts them as they are; wrapper.export_multitask() takes all networks out with them:")
+    lines.append("allow_open=True cuts them as they are:")
     raise ExportError(bullets("; ".join(lines), [*map(str, open_edges), *acting]))
 
 
@@ -145,16 +144,18 @@ def largest_difference(exported: nn.Module, inputs: Inputs, expected: Any) -> fl
         0.0 if they are bitwise equal, `None` if the outputs hold no tensors that could be compared.
     """
     with undisturbed(exported), torch.no_grad():
-        output = inputs.call(exported)
+        output = inputs.trial(exported)
     found, wanted = dict(features(output)), dict(features(expected))
     if type(output) is not type(expected) or found.keys() != wanted.keys():
-        return float("inf")
+        return inf
     return max((_difference(found[path], wanted[path]) for path in found), default=None)
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
     if a.shape != b.shape or a.dtype != b.dtype:
-        return float("inf")
-    if torch.equal(a, b) or a.numel() == 0:
+        return inf
+    if same(a, b):
         return 0.0
-    return float((a.double() - b.double()).abs().nan_to_num(nan=0.0 if same(a, b) else float("inf")).max())
+    wide = torch.complex128 if a.is_complex() else torch.double
+    difference = (a.to(wide) - b.to(wide)).abs()[(a != b) & ((a == a) | (b == b))]
+    return float(difference.nan_to_num(nan=inf, posinf=inf).max()) or ulp(0.0)  # too small for a double, but not equal

@@ -98,6 +98,10 @@ class Fusion(nn.Module):
         """Shape of the weight of a source."""
         return channels, source_channels
 
+    def operations(self, number: int) -> int:
+        """Multiplications of a source at one place, once its channels are known."""
+        return int(self.weights[number].numel())
+
     def share(self, number: int) -> float:
         """Share with which a source passes where edges start as the identity: equal parts of what the own one leaves.
 
@@ -420,6 +424,10 @@ class CrossStitchFusion(Fusion):
                 "tap layers of one width, or use CrossTaskFusion or NDDRFusion"
             )
         return (channels if self.per_channel else 1,)
+
+    def operations(self, number: int) -> int:
+        """One for each channel."""
+        return self._sizes[0] if self._sizes else 0
 
     def start_weight_(self, weight: Tensor, share: float) -> None:
         """Its share."""

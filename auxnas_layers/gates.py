@@ -16,7 +16,8 @@ class Gate(nn.Module):
     """The gates of all edges of one direction; a base class.
 
     A gate is open while its value is above 0. An edge whose gate is closed is skipped, and stays closed for good,
-    whatever an optimiser does to `alpha` afterwards; one that is kept has the value 1 for good. A subclass says how
+    whatever an optimiser does to `alpha` afterwards; one that is kept has the value 1, until a ceiling comes below. A
+    subclass says how
     `alpha` gives the value, by `squash`, and which `alpha` gives a value, by `unsquash`; one whose gates are drawn at
     random says how by `draw`.
 
@@ -102,7 +103,9 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def discretize_(self) -> None:
-        """Decide: gates above 1/2 are kept, at exactly 1, and all others closed, for good."""
+        """Decide, if anybody searches: gates above 1/2 are kept, at exactly 1, and all others closed, for good."""
+        if not self.searched:
+            return
         self.kept.copy_(self.soft() > 0.5)
         self.closed.copy_(~self.kept)
 
@@ -209,7 +212,7 @@ class SigmoidGate(Gate):
 
     def undecided(self) -> list[bool]:
         """None where evaluation is hard."""
-        return [open_ and self.evaluation != "hard" for open_ in super().undecided()]
+        return [undecided and self.evaluation != "hard" for undecided in super().undecided()]
 
 
 class RelaxedBernoulliGate(SigmoidGate):
@@ -267,6 +270,3 @@ class FixedGate(Gate):
     def unsquash(self, value: Tensor) -> Tensor:
         """The value itself."""
         return value
-
-    def discretize_(self) -> None:
-        """Nothing to decide."""

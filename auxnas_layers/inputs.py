@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from auxnas_layers.errors import AuxNASError
+from auxnas_layers.taps import features, put_feature
 
 
 @dataclass(frozen=True)
@@ -29,32 +32,77 @@ class Inputs:
 
     def __post_init__(self) -> None:
         if not isinstance(self.args, tuple) or not isinstance(self.kwargs, Mapping):
-            raise TypeError(
-                f"Inputs takes a tuple and a mapping, as in Inputs((x,), {{}}); found {type(self.args).__name__}"
-            )
+            found = f"{type(self.args).__name__} and {type(self.kwargs).__name__}"
+            raise TypeError(f"Inputs takes a tuple and a mapping, as in Inputs((x,), {{}}); found {found}")
 
     def call(self, net: nn.Module) -> Any:
         """Call `net` with these arguments."""
         return net(*self.args, **self.kwargs)
 
-    def copied(self, like: nn.Module | None = None) -> "Inputs":
-        """The same with every tensor copied; on the device and in the precision of a network's parameters, if given."""
-        parameter = next(iter(like.parameters()), None) if like else None
-        copied: Inputs = _copied(self, parameter)
-        return copied
+    def trial(self, net: nn.Module) -> Any:
+        """Call `net` with copies of these arguments; its errors are explained."""
+        with self.explained(net):
+            return self.copied().call(net)
+
+    @contextmanager
+    def explained(self, net: nn.Module) -> Iterator[None]:
+        """Let an error of the user's network say what it was called with, and how to write inputs."""
+        try:
+            yield
+        except Exception as error:
+            if sys.version_info >= (3, 11) and not isinstance(error, AuxNASError):
+                error.add_note(
+                    f"auxnas_layers called {type(net).__name__}{self} on trial. Example inputs are a tensor, a tuple "
+                    "of positional arguments, or with keyword arguments Inputs((x,), {'mask': mask})"
+                )
+            raise
+
+    def copied(self) -> "Inputs":
+        """The same with every tensor copied."""
+        return self.changed(lambda tensor: tensor.detach().clone())
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        """The same with another tensor in place of each, also in tuples, lists, mappings and dataclasses."""
+        changed = Inputs(self.args, dict(self.kwargs))
+        for path, tensor in features(changed):
+            changed = put_feature(changed, path, change(tensor))
+        return changed
+
+    def __str__(self) -> str:
+        named = [f"{name}={_kind(value)}" for name, value in self.kwargs.items()]
+        return f"({', '.join([*map(_kind, self.args), *named])})"
 
 
-def _copied(value: Any, like: Tensor | None) -> Any:
-    if isinstance(value, Tensor):
-        value = value.detach().clone()
-        if like is None or is_lazy(like):
-            return value
-        return value.to(like if value.is_floating_point() and like.is_floating_point() else like.device)
-    if isinstance(value, Inputs):
-        return Inputs(_copied(value.args, like), _copied(dict(value.kwargs), like))
-    if type(value) in (tuple, list):
-        return type(value)(_copied(item, like) for item in value)
-    return {key: _copied(item, like) for key, item in value.items()} if type(value) is dict else value
+def _kind(value: Any) -> str:
+    return f"Tensor{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+class Example:
+    """Inputs that were given for a network, and go with it to another device and into another precision.
+
+    Args:
+        inputs: The inputs.
+        net: The network as it is now.
+    """
+
+    def __init__(self, inputs: Inputs, net: nn.Module) -> None:
+        self.inputs, self.was = inputs, _whereabouts(net)
+
+    def now(self, net: nn.Module) -> Inputs:
+        """A copy for the network as it is now; what was of another device or dtype than the network stays so."""
+        was, is_ = self.was, _whereabouts(net)
+
+        def follow(tensor: Tensor) -> Tensor:
+            device = is_[0] if tensor.device == was[0] else tensor.device
+            return tensor.to(device, is_[1] if tensor.dtype == was[1] else tensor.dtype, copy=True)
+
+        return self.inputs.changed(follow)
+
+
+def _whereabouts(net: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a network's parameters."""
+    found: Tensor = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    return found.device, found.dtype
 
 
 def as_inputs(example: Any) -> Inputs:
@@ -92,8 +140,8 @@ def undisturbed(*nets: nn.Module, training: bool | None = False) -> Iterator[Non
                 module.training = before if training is None else training
             yield
         finally:
-            for module, training in modules.items():
-                module.training = training
+            for module, before in modules.items():
+                module.training = before
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
             with torch.no_grad():

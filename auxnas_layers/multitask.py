@@ -86,14 +86,15 @@ def check_decided(gates: Mapping[str, Gate], wires: Mapping[str, Sequence[Wire]]
     undecided = [
         f"{wire}, gate {value:.4g}"
         for direction, gate in gates.items()
-        for wire, value, open_ in zip(wires[direction], gate.values(), gate.undecided(), strict=True)
-        if open_
+        for wire, value, is_undecided in zip(wires[direction], gate.values(), gate.undecided(), strict=True)
+        if is_undecided
     ]
     if undecided:
         raise ExportError(
             bullets(
                 f"{len(undecided)} gate(s) are neither 0 nor 1, so no edge is yet kept or dropped. Call "
-                "wrapper.discretize_() and evaluate the wrapper again; gates with evaluation='hard' need no such call:",
+                "wrapper.discretize_(), which keeps those above 1/2, and evaluate the wrapper again; those of "
+                "MTLNAS(), which are hard in eval mode, need no such call:",
                 undecided,
             )
         )

@@ -94,7 +94,11 @@ def check_progress(progress: float) -> float:
     Raises:
         SearchError: If it is not in [0, 1].
     """
-    if isinstance(progress, str) or not 0 <= progress <= 1:
+    try:
+        inside = 0 <= progress <= 1
+    except TypeError:
+        inside = False
+    if not inside:
         raise SearchError(
             f"progress is the share of training that is done, in [0, 1]; found {progress!r}. "
             "Pass step / total_steps: wrapper.search_penalty(step / total_steps)"
@@ -189,8 +193,8 @@ class AuxNAS:
 class AuxG:
     """Primary-to-aux edges only: the auxiliary's gradient reaches the primary over them (Aux-G, arXiv 2405.05695).
 
-    Nothing is searched on the primary's side, the networks always run one after the other, and with the default
-    fixed gates there are no architecture parameters at all.
+    Nothing is searched on the primary's side, the networks run one after the other unless another auxiliary has edges
+    into the primary, and with the default fixed gates there are no architecture parameters at all.
 
     Args:
         primary_to_aux: Makes the primary-to-aux gates, from their number and starting value.
@@ -322,8 +326,8 @@ class FixedArchitecture:
 
     >>> from auxnas_layers import Edge
     >>> found = Architecture((Edge("aux_to_primary", 0, 0, 0.0, False), Edge("primary_to_aux", 0, 0, 0.5, True)))
-    >>> FixedArchitecture(found, own_share=0.1).make_gates([Wire("primary_to_aux", "aux", 0, 0, 0)]).values()
-    [0.5]
+    >>> FixedArchitecture(found, own_share=0.1).choose([Wire("primary_to_aux", "aux", 0, 0, 0)])
+    [Wire(direction='primary_to_aux', aux='aux', gate=0, source=0, target=0)]
     """
 
     architecture: Architecture | None = None
@@ -338,8 +342,8 @@ class FixedArchitecture:
         """
         if self.architecture is None:
             return wires
-        open_edges = {(edge.direction, edge.source, edge.target): edge for edge in self.architecture if edge.open}
-        missing = open_edges.keys() - {_key(wire) for wire in wires}
+        open_edges = {edge.key: edge for edge in self.architecture if edge.open}
+        missing = open_edges.keys() - {wire.key for wire in wires}
         if missing:
             raise SearchError(
                 bullets(
@@ -348,14 +352,14 @@ class FixedArchitecture:
                     [str(edge) for key, edge in open_edges.items() if key in missing],
                 )
             )
-        return [wire for wire in wires if _key(wire) in open_edges]
+        return [wire for wire in wires if wire.key in open_edges]
 
-    def make_gates(self, wires: Sequence[Wire], *, to_primary: bool = False) -> Gate:
+    def make_gates(self, wires: Sequence[Wire], *, to_primary: bool) -> Gate:
         """Constant gates."""
         gates = FixedGate(len(wires))
         if self.architecture is not None:
-            found = {(edge.direction, edge.source, edge.target): edge.gate for edge in self.architecture}
-            gates.set_([found[_key(wire)] for wire in wires])
+            found = {edge.key: edge.gate for edge in self.architecture}
+            gates.set_([found[wire.key] for wire in wires])
         return gates
 
     def make_fusion(self, fusion: FusionFactory, sources: int, *, to_primary: bool) -> Fusion:
@@ -368,7 +372,3 @@ class FixedArchitecture:
     def penalty(self, gates: Tensor, costs: Sequence[float], progress: float, *, to_primary: bool) -> Tensor:
         """None."""
         return gates.new_zeros(())
-
-
-def _key(wire: Wire) -> tuple[str, int, int]:
-    return wire.direction, wire.source, wire.target

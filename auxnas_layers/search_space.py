@@ -124,6 +124,11 @@ class Wire:
     target: int
 
     @property
+    def key(self) -> tuple[str, int, int]:
+        """Which edge it is: direction, source and target, as in `Edge`."""
+        return self.direction, self.source, self.target
+
+    @property
     def inward(self) -> bool:
         """Whether it leads to the primary."""
         return self.direction == to_primary(self.aux)

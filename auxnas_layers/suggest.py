@@ -42,8 +42,8 @@ def suggest_taps(
 ) -> TapList:
     """Suggest layers to join: ends of stages or repeated blocks, in the order of their calls, at like depths.
 
-    Each network is called twice on trial, in eval mode, and left as it was. Layers that are called more than once, or
-    give no feature, and outputs of the network are left out.
+    Each network is called twice on trial, in eval mode, and left as it was. Layers that are called more than once or
+    give no feature are left out, and so is a single layer, not a block, that gives the network's output.
 
     Args:
         primary_net: Network of the task that counts.
@@ -160,6 +160,7 @@ class _Network:
             hooked((self.modules[name], recorder) for name, recorder in recorders.items()),
             undisturbed(net),
             torch.enable_grad(),
+            copied.explained(net),
         ):
             output = copied.call(net)
         outputs = [tensor for _, tensor in features(output)]

@@ -139,7 +139,7 @@ def observe(net: nn.Module, inputs: Inputs, points: Sequence[Point]) -> tuple[di
         undisturbed(net),
         torch.no_grad(),
     ):
-        output = inputs.copied().call(net)
+        output = inputs.trial(net)
         seen = {watcher.point.name: watcher.finish(output, counter.batches) for watcher in watchers}
     # In-place dropout overwrites features in train mode alone, which a trial in eval mode cannot see.
     return {name: replace(found, overwritten=found.overwritten or drops) for name, found in seen.items()}, order

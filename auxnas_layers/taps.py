@@ -151,19 +151,23 @@ def _hint(name: str, known: Mapping[str, nn.Module]) -> str:
     return f"did you mean {', '.join(map(repr, close))}?" if close else "print list_taps(net, *inputs) to see them all"
 
 
-def features(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+def features(output: Any, path: Path = (), above: tuple[int, ...] = ()) -> Iterator[tuple[Path, Tensor]]:
     """Every tensor in an output, with the path to it, through tuples, lists, mappings and dataclasses."""
     if isinstance(output, Tensor):
         yield path, output
-    elif isinstance(output, Mapping):
-        for key, value in output.items():
-            yield from features(value, (*path, key))
-    elif isinstance(output, tuple | list):
-        for index, value in enumerate(output):
-            yield from features(value, (*path, index))
-    elif is_dataclass(output) and not isinstance(output, type):
-        for key in (field.name for field in fields(output)):
-            yield from features(getattr(output, key, None), (*path, key))
+    elif id(output) not in above:  # what holds itself would not end
+        for key, value in _items(output):
+            yield from features(value, (*path, key), (*above, id(output)))
+
+
+def _items(output: Any) -> Iterable[tuple[Key, Any]]:
+    if isinstance(output, Mapping):
+        return output.items()
+    if isinstance(output, tuple | list):
+        return enumerate(output)
+    if is_dataclass(output) and not isinstance(output, type):
+        return ((field.name, getattr(output, field.name, None)) for field in fields(output))
+    return ()
 
 
 def is_feature(tensor: Tensor) -> bool:
@@ -193,7 +197,7 @@ def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
     if len(found) > 1:
         choices = ", ".join(f"{_as_select(path)!r}: {tuple(tensor.shape)}" for path, tensor in found.items())
         first = _as_select(next(iter(found)))
-        how = f"Tap(..., primary_select={first!r}) or aux_select={first!r}"
+        how = f"Tap(..., primary_select={first!r}), or aux_select={first!r} if the layer is the auxiliary's"
         raise TapError(f"returns several tensors ({choices}); choose one by {how}")
     for path, tensor in found.items():
         if is_feature(tensor):
@@ -201,6 +205,8 @@ def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
         strided = tensor.layout is torch.strided and not tensor.is_nested
         kind = f"{tensor.dtype} of {tensor.dim()} dimensions" if strided else "nested or sparse one"
         raise TapError(f"gives no feature but a {kind}; a feature is dense and floating, (batch, ..., channels)")
+    if isinstance(output, Tensor):
+        raise TapError(f"gives no feature at {select!r}; it returns one tensor, so leave out the select")
     there = ", ".join(repr(_as_select(path)) for path, _ in features(output) if path) or "no tensor"
     at = "" if select is None else f" at {select!r}"
     raise TapError(f"gives no feature{at}; it returns a {type(output).__name__} with {there}")

@@ -18,12 +18,18 @@ from auxnas_layers.exchange import hearings
 from auxnas_layers.export import ExportReport, check_closed, copy_out, largest_difference
 from auxnas_layers.fusion import CrossTaskFusion, Fusion
 from auxnas_layers.gates import Gate, numbers
-from auxnas_layers.inputs import Inputs, as_call, as_inputs, undisturbed
+from auxnas_layers.inputs import Example, Inputs, as_call, as_inputs, undisturbed
 from auxnas_layers.joint import AuxNASOutput, Gates, JoinedNets
 from auxnas_layers.multitask import MultitaskNet, check_decided
 from auxnas_layers.search import AuxNAS, Search, check_progress
 from auxnas_layers.search_space import DepthLimited, SearchSpace, to_primary
 from auxnas_layers.taps import Point, TapLike
+
+_CLOSE = (
+    "Call wrapper.search_penalty(step / total_steps) in every step, which under AuxNAS closes them well before the "
+    "end, or wrapper.close_aux_to_primary_() and train on; to serve both networks there are search=MTLNAS() and "
+    "wrapper.export_multitask()"
+)
 
 
 class AuxNASWrapper(JoinedNets):
@@ -91,9 +97,13 @@ class AuxNASWrapper(JoinedNets):
         self.search = search
         self.gates = nn.ModuleDict({direction: given.make_gates(direction) for direction in self._wires})
         self.export_report = None
-        self._example_inputs = None if example_inputs is None else as_inputs(example_inputs).copied()
-        if self._example_inputs is not None:
-            self._size(self._route_example(self._example_inputs))
+        self._examples: dict[str, Example] = {}
+        if example_inputs is not None:
+            inputs = self._route_example(as_inputs(example_inputs).copied())
+            self._size(inputs)
+            nets = {PRIMARY: primary_net, **given.auxes}
+            own = {role: inputs[role] for role in nets if role == PRIMARY or inputs[role] is not inputs[PRIMARY]}
+            self._examples = {role: Example(call, nets[role]) for role, call in own.items()}
 
     # The gates that a forward goes by
 
@@ -149,7 +159,7 @@ class AuxNASWrapper(JoinedNets):
         progress = check_progress(progress)
         self._values()  # refuses NaN before anything is changed
         gates, costs = self._gates(), self._costs()
-        penalty = next((gate.alpha.detach()[:0] for gate in gates.values()), torch.zeros(0)).sum()
+        penalty = next((gate.alpha.new_zeros(()) for gate in gates.values()), torch.zeros(()))
         for direction, gate in gates.items():
             search, inward = self._search_of(direction), self._wires[direction][0].inward
             search.advance_(gate, progress, to_primary=inward)
@@ -169,7 +179,7 @@ class AuxNASWrapper(JoinedNets):
             fusions = self._fusions_by_place()
             for place, sources in self._heard.items():
                 for j, source in enumerate(sources):
-                    operations = fusions[place].weights[j].numel() * self._seen[place].places
+                    operations = fusions[place].operations(j) * self._seen[place].places
                     costs[source.wire.direction][source.wire.gate] = float(operations)
         every = [cost for side in costs.values() for cost in side]
         mean = sum(every) / len(every) if any(every) else 1.0
@@ -222,15 +232,15 @@ class AuxNASWrapper(JoinedNets):
         Raises:
             SearchError: If the two do not have the same edges; says which differ, and changes nothing.
         """
-        gates = {(edge.direction, edge.source, edge.target): edge.gate if edge.open else 0.0 for edge in architecture}
-        own = {(wire.direction, wire.source, wire.target) for wires in self._wires.values() for wire in wires}
+        gates = {edge.key: edge.gate if edge.open else 0.0 for edge in architecture}
+        own = {wire.key for wires in self._wires.values() for wire in wires}
         problems = [f"{d} {s} -> {t}: only in the architecture" for d, s, t in gates if (d, s, t) not in own]
         problems += [f"{d} {s} -> {t}: only in the wrapper" for d, s, t in sorted(own) if (d, s, t) not in gates]
         problems += [f"{edge}: gates are in [0, 1]" for edge in architecture if not 0 <= edge.gate <= 1]
         if problems:
             raise SearchError(bullets("the architecture is not one of this search space:", problems))
         for direction, wires in self._wires.items():
-            self._gates()[direction].set_([gates[direction, wire.source, wire.target] for wire in wires])
+            self._gates()[direction].set_([gates[wire.key] for wire in wires])
 
     def remove_aux_(self, aux: str, allow_open: bool = False) -> nn.Module:
         """Go on without one of several auxiliary networks: it, its taps, gates and the weights of its edges are gone.
@@ -254,7 +264,8 @@ class AuxNASWrapper(JoinedNets):
         taps = {name: side for name, side in self._taps.items() if name != aux}
         left = {tap.primary for side in taps.values() for tap in side}
         acting = self._acting([point for point in self._points[PRIMARY] if point.name not in left])
-        check_closed(self.architecture(aux), {to_primary(aux)}, acting, allow_open=allow_open)
+        later = "Train on until search_penalty has closed them"
+        check_closed(self.architecture(aux), {to_primary(aux)}, acting, allow_open=allow_open, otherwise=later)
         self._keep_(taps, lambda wire: wire.aux != aux)
         self.export_report = None
         removed = cast(nn.ModuleDict, self.aux_net).pop(aux)
@@ -262,10 +273,7 @@ class AuxNASWrapper(JoinedNets):
             del self.gates[direction]
         if isinstance(self.search, Mapping):
             self.search = {name: search for name, search in self.search.items() if name != aux}
-        if self._example_inputs is not None:
-            kwargs = dict(self._example_inputs.kwargs)
-            own = {name: given for name, given in (kwargs.pop("aux_inputs", None) or {}).items() if name != aux}
-            self._example_inputs = Inputs(self._example_inputs.args, kwargs | ({"aux_inputs": own} if own else {}))
+        self._examples.pop(aux, None)
         return removed
 
     def _acting(self, points: Sequence[Point]) -> list[str]:
@@ -295,12 +303,12 @@ class AuxNASWrapper(JoinedNets):
         """
         architecture = self.architecture()
         acting, inward = self._acting(self._points[PRIMARY]), {to_primary(aux) for aux in self._taps}
-        cut = check_closed(architecture, inward, acting, allow_open=allow_open)
+        cut = check_closed(architecture, inward, acting, allow_open=allow_open, otherwise=_CLOSE)
         exported = copy_out(self.primary_net)
         report = ExportReport(architecture.edges, cut)
         if (call := self._example(example_inputs)) is not None:
             own = self._route_example(call)[PRIMARY]
-            difference = largest_difference(exported, own.copied(), self._evaluate(call).primary)
+            difference = largest_difference(exported, own, self._evaluate(call).primary)
             if difference and not (cut or acting):
                 raise ExportError(f"the exported network differs from the wrapper's primary output by {difference:g}")
             cost = self.cost(call)
@@ -333,37 +341,45 @@ class AuxNASWrapper(JoinedNets):
             gates = {direction: gate() for direction, gate in self._gates().items()}
         exported = MultitaskNet(self, gates)
         kept = exported.architecture().edges
-        left = {(edge.direction, edge.source, edge.target) for edge in kept}
-        dropped = (edge for edge in architecture if (edge.direction, edge.source, edge.target) not in left)
+        left = {edge.key for edge in kept}
+        dropped = (edge for edge in architecture if edge.key not in left)
         report = ExportReport(tuple(replace(edge, gate=0.0, open=False) for edge in dropped), kept=kept)
         if (call := self._example(example_inputs)) is not None:
-            difference = largest_difference(exported, call.copied(), self._evaluate(call))
+            difference = largest_difference(exported, call, self._evaluate(call))
             if difference:
                 raise ExportError(f"the exported networks differ from the wrapper's outputs by {difference:g}")
-            cost = self.cost(call)
+            cost, after = self.cost(call), measure(exported, call)
             report = replace(report, training=cost.training, primary=cost.primary, auxiliary=cost.auxiliary)
-            report = replace(report, max_difference=difference, exported=measure(exported, call))
+            report = replace(report, max_difference=difference, exported=after)
         self.export_report = report
         return exported
 
     def _example(self, example_inputs: Any) -> Inputs | None:
-        """The inputs to compare outputs on, if there are any."""
-        if example_inputs is not None:
-            return as_inputs(example_inputs)
-        return None if self._example_inputs is None else self._example_inputs.copied(like=self.primary_net)
+        """The inputs to compare outputs on, if there are any: these, or those given at construction."""
+        if example_inputs is not None or not self._examples:
+            return None if example_inputs is None else as_inputs(example_inputs)
+        nets = {PRIMARY: self.primary_net, **self._aux_nets()}
+        inputs = {role: example.now(nets[role]) for role, example in self._examples.items()}
+        call = inputs.pop(PRIMARY)
+        own = {"aux_inputs": inputs if self._named else inputs["aux"]} if inputs else {}
+        return Inputs(call.args, {**call.kwargs, **own})
 
     def _evaluate(self, call: Inputs) -> AuxNASOutput:
         with undisturbed(self), torch.no_grad():
-            output: AuxNASOutput = call.copied().call(self)  # a network may change its inputs in place
+            output: AuxNASOutput = call.trial(self)
         return output
 
-    def cost(self, *example_inputs: Any) -> CostReport:
+    def cost(self, *example_inputs: Any, **example_kwargs: Any) -> CostReport:
         """Parameters and FLOPs of the primary, the auxiliaries, and the wrapper with its open edges; one forward each.
 
         Args:
             example_inputs: Positional inputs of the wrapper, or a single `Inputs`.
+            example_kwargs: Keyword inputs of the wrapper, such as `aux_inputs`. Without any inputs it takes those given
+                at construction.
         """
-        call = as_call(example_inputs, {})
+        call = as_call(example_inputs, example_kwargs)
+        if not (example_inputs or example_kwargs):
+            call = self._example(None) or call
         routed = self._route_example(call)
         flops = sum(measure(net, routed[aux]).flops for aux, net in self._aux_nets().items())
         auxiliary = Cost(count_parameters(self.aux_net), flops)

@@ -22,16 +22,16 @@ def aligned(*cosines: float) -> Alignment:
     weight = wrapper.primary_net[0].weight
     for cosine in cosines:
         direction = torch.tensor([[cosine, (1 - cosine**2) ** 0.5], [0.0, 0.0]])
-        alignment.measure(lambda: 3 * weight[0, 0], lambda d=direction: {"labels": (weight * d).sum()})
+        alignment.measure(lambda: 3 * weight[0, 0], lambda d=direction: {"aux": (weight * d).sum()})
     return alignment
 
 
 def test_the_cosine_is_that_of_both_gradients():
-    torch.testing.assert_close(aligned(0.3, -0.8, 1.0).cosines["labels"], [0.3, -0.8, 1.0])
+    torch.testing.assert_close(aligned(0.3, -0.8, 1.0).cosines["aux"], [0.3, -0.8, 1.0])
 
 
 def test_evidence_is_the_mean_and_its_standard_error():
-    average, error = aligned(*[0.1, 0.3] * 8).evidence("labels")
+    average, error = aligned(*[0.1, 0.3] * 8).evidence()
     assert average == pytest.approx(0.2)
     assert error == pytest.approx(0.1 * (16 / 15) ** 0.5 / 4)
 
@@ -49,12 +49,12 @@ def test_evidence_is_the_mean_and_its_standard_error():
 )
 def test_it_warns_just_where_nothing_says_that_the_auxiliary_helps(cosines, helps):
     alignment = aligned(*cosines)
-    assert alignment.helps("labels") is helps
+    assert alignment.helps() is helps
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         alignment.check()
     assert [w.category for w in caught] == [AuxiliaryWarning] * (not helps)
-    assert all("'labels' helps" in str(w.message) and "the primary trained alone" in str(w.message) for w in caught)
+    assert all("'aux' helps" in str(w.message) and "the primary trained alone" in str(w.message) for w in caught)
     assert all(w.filename == __file__ for w in caught)
 
 
@@ -152,6 +152,71 @@ def test_what_is_wrong_is_said():
     with pytest.raises(SearchError, match="9 measurements of 'aux'"):
         alignment.check()
     assert repr(alignment) == "Alignment(aux: +1.000 over 9)"
+
+
+def pair() -> AuxNASWrapper:
+    nets = {name: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)) for name in "pab"}
+    primary, taps = nets.pop("p"), {name: ["0"] for name in "ab"}
+    return AuxNASWrapper(primary, nets, taps, example_inputs=torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    "bad, found",
+    [
+        (lambda loss: loss, "one loss"),
+        (lambda loss: {"A": loss}, "losses of ['A']"),
+        (lambda loss: {"a": loss, "c": loss}, "losses of ['a', 'c']"),
+        (lambda loss: {}, "losses of []"),
+    ],
+)
+def test_losses_are_named_as_the_auxiliaries_are(bad, found):
+    wrapper = pair()
+    alignment, loss = Alignment(wrapper), wrapper(torch.ones(2, 2)).primary.sum()
+    with pytest.raises(SearchError) as caught:
+        alignment.measure(lambda: loss, lambda: bad(loss))
+    assert str(caught.value) == f"aux_loss gives a mapping from names among ['a', 'b'] to losses; found {found}"
+    assert not alignment.cosines
+    alignment.measure(lambda: loss, lambda: {"a": loss})
+    with pytest.raises(
+        SearchError, match=r"^0 measurements of 'aux', and others of \['a'\]; measure at least 10 times"
+    ):
+        alignment.helps()
+
+
+def test_an_auxiliary_that_has_been_removed_is_not_asked_for():
+    wrapper = pair()
+    alignment = Alignment(wrapper)
+    for step in range(15):
+        if step == 5:
+            wrapper.remove_aux_("b", allow_open=True)
+        loss = wrapper(torch.ones(2, 2)).primary.sum()
+        alignment.measure(lambda: loss, lambda: dict.fromkeys("ab" if step < 5 else "a", loss))
+    alignment.check()
+    assert len(alignment.cosines["b"]) == 5
+
+
+def test_a_module_with_a_head_for_each_task_will_do():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.heads = nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 1) for _ in range(2)])
+            self.primary_net = nn.Sequential(self.backbone, self.heads[0])
+
+    net, x = Heads(), torch.randn(4, 2)
+    alignment = Alignment(net)
+    for _ in range(10):
+        labels = net.primary_net(x).sum()
+        alignment.measure(lambda: labels, lambda: {"any name": net.heads[0](net.backbone(x)).sum()})
+    alignment.check()
+    assert alignment.helps("any name")
+
+
+def test_sparse_gradients_are_as_good_as_dense_ones():
+    net = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Flatten(), nn.Linear(12, 2))
+    wrapper = AuxNASWrapper(net, copy.deepcopy(net), ["2"], example_inputs=torch.zeros(4, 3, dtype=torch.long))
+    alignment, x = Alignment(wrapper), torch.randint(10, (4, 3))
+    alignment.measure(lambda: wrapper.primary_net(x).sum(), lambda: wrapper.primary_net(x).sum())
+    assert alignment.cosines["aux"] == [pytest.approx(1.0)]
 
 
 @pytest.mark.parametrize("noise", [False, True])

@@ -72,6 +72,21 @@ def test_no_grad_around_a_tap_does_not_cut_the_other_networks_gradient(side):
     assert frozen.a.weight.grad is None
 
 
+@pytest.mark.parametrize("lockstep", [True, False])
+@pytest.mark.parametrize("side", ["primary", "aux"])
+def test_inference_mode_around_a_tap_is_an_error_where_edges_are_trained(side, lockstep):
+    wrapper = wrap(**{side: Mlp(torch.inference_mode)})
+    if not lockstep:
+        wrapper.close_aux_to_primary_()
+    with pytest.raises(
+        TapError, match=rf"{side} tap 'a' lies in torch.inference_mode\(\).*use torch.no_grad\(\) there"
+    ):
+        wrapper(X)
+    with torch.no_grad():
+        wrapper(X)
+    assert not workers()
+
+
 def test_autocast_and_modes_inside_one_network_do_not_reach_the_other():
     linear = []
 

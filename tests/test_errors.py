@@ -318,6 +318,12 @@ def test_the_wrapper_cannot_be_traced_or_exported_but_what_it_exports_can():
         ({"b": ["layer1"]}, {"a": Cnn()}, "taps is a mapping with the same keys ['a']; found ['b']"),
         ({"primary": ["layer1"]}, {"primary": Cnn()}, "names of auxiliaries are identifiers other than 'primary'"),
         ({"a.b": ["layer1"]}, {"a.b": Cnn()}, "names of auxiliaries are identifiers"),
+        (
+            {"primary_to_a": ["layer1"]},
+            {"primary_to_a": Cnn()},
+            "none of a direction, '.._to_primary' or 'primary_to_..'",
+        ),
+        ({"a_to_primary": ["layer1"]}, {"a_to_primary": Cnn()}, "'primary_to_..'; found ['a_to_primary']"),
     ],
 )
 def test_several_auxiliaries_need_their_names(taps, nets, message):

@@ -19,9 +19,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "auxnas_layers"
 ROOMS = [
     "errors",
-    "inputs",
     "layouts",
     "taps",
+    "inputs",
     "search_space",
     "gates",
     "fusion",

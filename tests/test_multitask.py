@@ -194,6 +194,16 @@ def test_costs_of_edges_are_their_operations_over_the_mean():
     torch.testing.assert_close(wrapper.search_penalty(0.0), 2 * weighed)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_number_for_all_channels_is_multiplied_with_each(per_channel):
+    fusion = partial(CrossStitchFusion, per_channel=per_channel)
+    nets = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 64)) for _ in range(2)]
+    wrapper = AuxNASWrapper(
+        *nets, ["0", "1"], search=MTLNAS(), search_space=DepthLimited(1), fusion=fusion, example_inputs=torch.ones(2, 4)
+    )
+    assert wrapper._costs()["aux_to_primary"] == pytest.approx([2 * 4 / 68, 2 * 64 / 68])
+
+
 # What MTL-NAS is for
 
 
@@ -519,8 +529,12 @@ def test_an_auxiliary_leaves_in_the_middle_of_training():
     stir_(wrapper)
     leaving = wrapper.aux_net["b"]
     before, mine = snapshot(leaving), [id(p) for p in wrapper.weight_parameters()]
-    with pytest.raises(ExportError, match=r"b_to_primary 0 -> 0 \(open"):
+    with pytest.raises(ExportError) as error:
         wrapper.remove_aux_("b")
+    assert str(error.value).startswith(
+        "1 edge(s) into the primary are still open, so it would be another network. Train on until search_penalty has "
+        "closed them; allow_open=True cuts them as they are:\n  - b_to_primary 0 -> 0 (open"
+    )
     assert list(wrapper.aux_net) == ["a", "b", "c"]
     assert wrapper.remove_aux_("b", allow_open=True) is leaving
     assert snapshot(leaving)["attributes"] == before["attributes"]

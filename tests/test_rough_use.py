@@ -272,8 +272,11 @@ def test_values_of_another_kind_say_what_to_type():
         Inputs(X)
     with pytest.raises(SearchError, match="close must be"):
         AuxNAS(close=0.4)
-    with pytest.raises(SearchError, match="progress is the share"):
-        wrap().search_penalty("a")
+    with pytest.raises(TypeError, match=r"Inputs\(\(x,\), {}\); found tuple and list"):
+        Inputs((X,), [X])
+    for progress in ("a", None, float("nan"), [0.5]):
+        with pytest.raises(SearchError, match="progress is the share"):
+            wrap().search_penalty(progress)
     with pytest.raises(SearchError, match=r"aux_inputs={'n': \(x,\)}; found tuple"):
         AuxNASWrapper(Mlp(), {"n": Mlp()}, {"n": ["a"]})(X, aux_inputs=(X,))
     with pytest.raises(LayoutError, match="the channels are not known yet"):

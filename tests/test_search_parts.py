@@ -744,7 +744,9 @@ FUSED = "a feature is dense and floating, (batch, ..., channels)"
 
 
 def choose(select):
-    return f"choose one by Tap(..., primary_select={select!r}) or aux_select={select!r}"
+    return (
+        f"choose one by Tap(..., primary_select={select!r}), or aux_select={select!r} if the layer is the auxiliary's"
+    )
 
 
 @pytest.mark.parametrize(
@@ -772,6 +774,7 @@ def choose(select):
         (Box(X), "features", "gives no feature at 'features'; it returns a Box with 'feature'"),
         (None, None, "gives no feature; it returns a NoneType with no tensor"),
         ((), None, "gives no feature; it returns a tuple with no tensor"),
+        (X, 0, "gives no feature at 0; it returns one tensor, so leave out the select"),
         ({"n": 3}, "n", "gives no feature at 'n'; it returns a dict with no tensor"),
         ((X.long(), X[0]), None, "gives no feature; it returns a tuple with 0, 1"),
     ],
@@ -785,6 +788,15 @@ def test_outputs_without_one_feature_are_described(output, select, message):
 def test_a_nested_tensor_is_no_feature():
     nested = torch.nested.nested_tensor([X, X], layout=torch.jagged)
     refuses(TapError, f"gives no feature but a nested or sparse one; {FUSED}", find_feature, nested, None)
+
+
+def test_gates_of_ones_own_that_nobody_searches_are_not_decided():
+    class Constant(ClampedGate):
+        searched = False
+
+    gate = Constant(2, 0.3)
+    gate.discretize_()
+    assert gate.values() == pytest.approx([0.3, 0.3]) and gate.undecided() == [False, False]
 
 
 def test_gates_move_and_copy_as_modules_do():

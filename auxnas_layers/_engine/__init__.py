@@ -1,4 +1,4 @@
-"""Running two opaque forwards, tap by tap; `run` is all that the rest of the library uses."""
+"""Running two opaque forwards, tap by tap, by `run`; and what trial calls share with it."""
 
 from auxnas_layers._engine.ambient import uncompiled
 from auxnas_layers._engine.branch import PRIMARY, Branch

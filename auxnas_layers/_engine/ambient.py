@@ -1,6 +1,6 @@
 """Torch's thread-local state at the wrapper's call: copied into worker threads, and restored around fusions.
 
-The one place, with `checkpoint.py`, that touches private names of torch; each is pinned by tests/test_house.py.
+With `checkpoint.py`, and `run.py` for one, the only place of private names of torch; tests/test_house.py pins each.
 """
 
 import sys

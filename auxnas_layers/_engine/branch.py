@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from auxnas_layers._engine.ambient import Ambient, uncompiled
@@ -105,6 +106,11 @@ class _Listener:
             raise TapError(
                 f"{self.role} tap {point.name!r} lies in a reentrant activation checkpoint, where no gradient of it is "
                 "known; pass use_reentrant=False to torch.utils.checkpoint.checkpoint"
+            )
+        if self.ambient.grad and torch.is_inference_mode_enabled():
+            raise TapError(
+                f"{self.role} tap {point.name!r} lies in torch.inference_mode(), where no edge gets a gradient; use "
+                "torch.no_grad() there, or tap another layer"
             )
         try:
             path, feature = find_feature(output, point.select)
