@@ -151,7 +151,7 @@ def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: 
     Args:
         loss: Of outputs and labels, scalar, not negative.
         outputs: Of held-out samples, in eval mode.
-        labels: Of the same samples, ``(b, ...)``; each sample gets those of another, about half a batch further.
+        labels: Of the same samples, ``(b, ...)``; each sample gets those of another, half a batch away if it can be.
 
     Returns:
         The share, unitless; 1 where the loss is 0, below 0 where the labels of others fit better.

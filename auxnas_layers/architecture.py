@@ -79,15 +79,33 @@ class Architecture:
         """The architecture that `to_dict` wrote.
 
         Raises:
-            SearchError: If an edge lacks a field, or has another one.
+            SearchError: If an edge lacks a field, has another one, or one of another kind.
         """
         fields = list(Edge.__dataclass_fields__)
         edges = data.get("edges") if isinstance(data, Mapping) else None
         if not isinstance(edges, list | tuple):
             raise SearchError(f"an architecture is a mapping with a list of 'edges'; found {data!r}")
-        problems = [f"edge {edge!r}" for edge in edges if not isinstance(edge, Mapping) or set(edge) != set(fields)]
-        if problems:
-            raise SearchError(
-                bullets(f"the edges of an architecture have the fields {', '.join(fields)}; found", problems)
-            )
+        if problems := [f"edge {edge!r}" for edge in edges if not _is_edge(edge)]:
+            kinds = f"{', '.join(fields)}: a string, two numbers of taps, a number in [0, 1] and true or false"
+            raise SearchError(bullets(f"the edges of an architecture have the fields {kinds}; found", problems))
         return cls(tuple(Edge(**edge) for edge in edges))
+
+
+def _is_edge(data: Any) -> bool:
+    if not isinstance(data, Mapping) or set(data) != set(Edge.__dataclass_fields__):
+        return False
+    whole = all(type(data[name]) is int and data[name] >= 0 for name in ("source", "target"))
+    gate = isinstance(data["gate"], int | float) and 0 <= data["gate"] <= 1
+    return whole and gate and isinstance(data["direction"], str) and isinstance(data["open"], bool)
+
+
+def check_architecture(given: Any) -> None:
+    """Refuse what is no `Architecture`.
+
+    Raises:
+        SearchError: If it is something else, such as what `Architecture.to_dict` returns.
+    """
+    if not isinstance(given, Architecture):
+        raise SearchError(
+            f"found {type(given).__name__} for an Architecture; Architecture.from_dict(...) reads what to_dict() wrote"
+        )

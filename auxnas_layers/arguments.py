@@ -76,7 +76,7 @@ def read_arguments(
     aux_net: nn.Module | Mapping[str, nn.Module],
     taps: Sequence[TapLike] | Mapping[str, Sequence[TapLike]],
     search: Search | Mapping[str, Search],
-    search_space: SearchSpace | Sequence[Sequence[bool]],
+    search_space: Any,
     fusion: Callable[..., Fusion],
 ) -> Arguments:
     """Read what the user gave.
@@ -87,22 +87,25 @@ def read_arguments(
     """
     named = isinstance(aux_net, Mapping) or (isinstance(aux_net, nn.ModuleDict) and not is_callable(aux_net))
     auxes: dict[str, Any] = dict(cast(Mapping[str, nn.Module], aux_net).items()) if named else {"aux": aux_net}
-    searches = _searches_by_name(search, auxes, named)
+    if not auxes:
+        raise TapError("there is no auxiliary network: aux_net is a network, or a mapping from names to networks")
+    searches: dict[str, Search] = _by_name(search, auxes, named, "searches", "search=AuxNAS()")
+    spaces = _by_name(search_space, auxes, named, "search spaces", "search_space=DepthLimited(3)")
     _check_kinds([primary_net, *auxes.values()], searches, fusion)
     points = {aux: as_taps(entries) for aux, entries in _taps_by_name(taps, auxes, named).items()}
     _check_taps(primary_net, auxes, points)
-    wires = _choose_wires(searches, as_search_space(search_space), points)
+    wires = _choose_wires(searches, {aux: as_search_space(space) for aux, space in spaces.items()}, points)
     return Arguments(auxes, named, points, searches, wires, fusion)
 
 
-def _searches_by_name(search: Any, auxes: Mapping[str, Any], named: bool) -> dict[str, Search]:
-    """The search of each auxiliary."""
-    if not isinstance(search, Mapping):
-        return dict.fromkeys(auxes, search)
-    if not named or search.keys() != auxes.keys():
-        keys = list(auxes) if named else "search=AuxNAS(), say, with one auxiliary"
-        raise SearchError(f"a mapping of searches has the names of the auxiliaries: {keys}; found {list(search)}")
-    return dict(search)
+def _by_name(given: Any, auxes: Mapping[str, Any], named: bool, what: str, single: str) -> dict[str, Any]:
+    """What each auxiliary is given, of one for all or of a mapping from their names."""
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(auxes, given)
+    if not named or given.keys() != auxes.keys():
+        keys = list(auxes) if named else f"{single}, say, with one auxiliary"
+        raise SearchError(f"a mapping of {what} has the names of the auxiliaries: {keys}; found {list(given)}")
+    return dict(given)
 
 
 def _check_kinds(nets: Sequence[Any], searches: Mapping[str, Any], fusion: Any) -> None:
@@ -131,16 +134,19 @@ def _taps_by_name(taps: Any, auxes: Mapping[str, nn.Module], named: bool) -> dic
     if not isinstance(taps, Mapping) or taps.keys() != auxes.keys():
         found = list(taps) if isinstance(taps, Mapping) else type(taps).__name__
         raise TapError(f"with several auxiliaries, taps is a mapping with the same keys {list(auxes)}; found {found}")
-    taken = (PRIMARY, *dir(nn.ModuleDict()))
-    ends = to_primary(""), from_primary("")
-    if wrong := [
-        n for n in auxes if not n.isidentifier() or n in taken or n.endswith(ends[0]) or n.startswith(ends[1])
-    ]:
+    if wrong := [name for name in auxes if not _is_name(name)]:
         raise TapError(
             f"names of auxiliaries are identifiers other than {PRIMARY!r} and torch's own, and none of a direction, "
-            f"'..{ends[0]}' or '{ends[1]}..'; found {wrong}"
+            f"'..{to_primary('')}' or '{from_primary('')}..'; found {wrong}"
         )
     return {aux: taps[aux] for aux in auxes}
+
+
+def _is_name(name: Any) -> bool:
+    """Whether an auxiliary may be called so."""
+    if not isinstance(name, str) or not name.isidentifier() or name in (PRIMARY, *dir(nn.ModuleDict())):
+        return False
+    return not name.endswith(to_primary("")) and not name.startswith(from_primary(""))
 
 
 def _check_taps(primary_net: nn.Module, auxes: Mapping[str, nn.Module], taps: Mapping[str, Sequence[Tap]]) -> None:
@@ -154,14 +160,14 @@ def _check_taps(primary_net: nn.Module, auxes: Mapping[str, nn.Module], taps: Ma
 
 
 def _choose_wires(
-    searches: Mapping[str, Search], space: SearchSpace, taps: Mapping[str, Sequence[Tap]]
+    searches: Mapping[str, Search], spaces: Mapping[str, SearchSpace], taps: Mapping[str, Sequence[Tap]]
 ) -> dict[str, list[Wire]]:
-    """The edges that the searches choose among those that the search space allows; those towards the primary first."""
+    """The edges that the searches choose among those that the search spaces allow; those towards the primary first."""
     allowed = [
         wire
         for inward in (True, False)
         for aux, side in taps.items()
-        for wire in lay_wires(space, aux, len(side), inward=inward)
+        for wire in lay_wires(spaces[aux], aux, len(side), inward=inward)
     ]
     chosen = {
         wire

@@ -1,5 +1,6 @@
 """Fusion layers: what a tap hands on once it has heard other features. They know nothing of taps or searches."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -113,6 +114,24 @@ class Fusion(nn.Module):
     def build(self, channels: int) -> None:
         """Make what is not a source's weight, such as norms, now that the channels are known."""
 
+    def new_norm(self, channels: int) -> nn.Module:
+        """A norm as the user wants it, tried on rows.
+
+        Raises:
+            SearchError: If it does not take rows.
+        """
+        assert self.make_norm
+        norm = self.make_norm(channels)
+        try:
+            with torch.no_grad():
+                copy.deepcopy(norm).eval()(torch.zeros(2, channels))
+        except Exception as error:
+            raise SearchError(
+                f"norm makes a norm of rows (rows, {channels}), such as LayerNorm or BatchNorm1d, whatever layout the "
+                f"features have; {type(norm).__name__} does not take rows: {error}"
+            ) from error
+        return norm
+
     @torch.no_grad()
     def keep_(self, numbers: Sequence[int]) -> None:
         """Forget all sources but these, which are numbered anew in this order."""
@@ -158,7 +177,7 @@ class Fusion(nn.Module):
         shapes = [self.weight_shape(sizes[0], count) for count in sizes[1:]]  # may refuse
         for j, shape in enumerate(shapes):
             if device and self.weights[j].is_meta != (device.type == "meta"):  # torch cannot size it in place
-                self.weights[j] = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                self.weights[j] = nn.Parameter(torch.empty(shape, device=device, dtype=dtype or self.weights[j].dtype))
             else:
                 self.weights[j].materialize(shape, device=device, dtype=dtype)
             self.start_weight_(self.weights[j], self.share(j))
@@ -216,8 +235,7 @@ class Fusion(nn.Module):
         saved = state_dict.get(prefix + _SIZES)
         if self._sizes is None and saved is not None and len(saved):
             if len(saved) - 1 == len(self.weights):
-                dtypes = [v.dtype for k, v in state_dict.items() if k.startswith(prefix) and v.is_floating_point()]
-                self.materialise(int(saved[0]), [int(count) for count in saved[1:]], dtype=next(iter(dtypes), None))
+                self.materialise(int(saved[0]), [int(count) for count in saved[1:]])  # in a precision of its own
             else:
                 there = len(self.weights)
                 args[-1].append(f"{prefix}weights: saved with {len(saved) - 1} edges, and there are {there}")
@@ -288,7 +306,7 @@ class CrossTaskFusion(Fusion):
     def build(self, channels: int) -> None:
         """A norm for each edge."""
         if self.make_norm:
-            self.norms.extend([self.make_norm(channels) for _ in self.weights])
+            self.norms.extend([self.new_norm(channels) for _ in self.weights])
 
     def keep_(self, numbers: Sequence[int]) -> None:
         """Forget all sources but these, and their norms."""
@@ -357,7 +375,7 @@ class NDDRFusion(Fusion):
         """The weight of the own feature, and one norm."""
         self.own_weight = nn.Parameter(self.own_share * torch.eye(channels))
         if self.make_norm:
-            self.norms.append(self.make_norm(channels))
+            self.norms.append(self.new_norm(channels))
 
     def fuse(self, x: Tensor, heard: Heard) -> Tensor:
         """The mixed features, then norm and activation."""

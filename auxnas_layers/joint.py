@@ -77,8 +77,12 @@ class JoinedNets(nn.Module):
         self._wires = {direction: tuple(side) for direction, side in wires.items() if side}
         self._heard = {place: tuple(sources) for place, sources in heard.items()}
         self.fusions = nn.ModuleDict({role: nn.ModuleDict() for role in self._points}).train(self.training)
-        for place, number in self._numbers():
-            self._fusion_dict(place[0])[number] = make_fusion(place, self._heard[place])
+        nets = {PRIMARY: self.primary_net, **self._aux_nets()}
+        for (role, name), number in self._numbers():
+            fusion = make_fusion((role, name), self._heard[role, name])
+            if fusion.is_lazy() and (dtype := _dtype(nets[role], name)):
+                fusion.to(dtype)  # in which a state is loaded before the first forward
+            self._fusion_dict(role)[number] = fusion
 
     def _keep_(self, taps: Mapping[str, Sequence[Tap]], keep: Callable[[Wire], bool]) -> None:
         """Forget all edges but some, their weights, and fusions that do nothing without them."""

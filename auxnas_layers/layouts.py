@@ -146,6 +146,8 @@ def infer_layout(shape: Sequence[int], leaves: Iterable[nn.Module], batches: Col
         at_first, at_last = shape[1] == channels, shape[-1] == channels
         if at_first or at_last:
             return Layout((_FIRST if at_first and (first or not at_last) else _LAST)[len(shape)])
+        if len(shape) == 5 and channels in shape[2:4]:
+            raise LayoutError(f"a feature of shape {tuple(shape)} has its {channels} channels at an unusual place")
     if len(shape) > 3:
         return Layout(_FIRST[len(shape)])
     raise LayoutError(
@@ -285,8 +287,11 @@ def _as_grid(layout: Layout, shape: Sequence[int], other: Layout, other_shape: S
     if "n" not in layout.text.split() or layout.places != ("n",) or len(other.places) < 2:
         return layout
     length, hint = shape[layout.place_dims[0]], _direct(other, other_shape)
-    for extra in range(_MOST_EXTRA_TOKENS + 1):
-        if _unfold(length - extra, other.places, hint):
+    ways = [(extra, way) for way in (_in_proportion, _by_stride) for extra in range(_MOST_EXTRA_TOKENS + 1)]
+    if len(set(hint.values())) > 1:  # the more tokens may be left over, the more wrong grids have the proportions
+        ways.sort(key=lambda pair: pair[0] > 1)
+    for extra, way in ways:
+        if way(length - extra, other.places, hint):
             group = f"({' '.join(other.places)})"
             return Layout(re.sub(r"\bn\b", f"{extra}+{group}" if extra else group, layout.text))
     return layout
@@ -330,15 +335,34 @@ def _grid(layout: Layout, shape: Sequence[int], hint: Mapping[str, int]) -> dict
 
 
 def _unfold(length: int, axes: tuple[str, ...], hint: Mapping[str, int]) -> dict[str, int] | None:
-    """Sizes with the proportions of the hint whose product is `length`, or None."""
-    if length < 1:
-        return None
-    if len(axes) == 1:
+    """Sizes of a flattened grid, by those of the other feature's grid, or None."""
+    if len(axes) == 1 and length > 0:
         return {axes[0]: length}
+    return _in_proportion(length, axes, hint) or _by_stride(length, axes, hint)
+
+
+def _in_proportion(length: int, axes: tuple[str, ...], hint: Mapping[str, int]) -> dict[str, int] | None:
+    """Sizes with the proportions of the hint, or square without one, whose product is `length`."""
     ratio = [hint[axis] for axis in axes] if all(axis in hint for axis in axes) else [1] * len(axes)
-    scale = (length / math.prod(ratio)) ** (1 / len(axes))
+    scale = (max(length, 0) / math.prod(ratio)) ** (1 / len(axes))
     sizes = [round(size * scale) for size in ratio]
-    return dict(zip(axes, sizes, strict=True)) if math.prod(sizes) == length else None
+    return dict(zip(axes, sizes, strict=True)) if math.prod(sizes) == length > 0 else None
+
+
+def _by_stride(length: int, axes: tuple[str, ...], hint: Mapping[str, int]) -> dict[str, int] | None:
+    """Two sizes whose product is `length` and that are the hint's over a stride, or the other way round, rounded."""
+    if len(axes) != 2 or not all(axis in hint for axis in axes):
+        return None
+    wanted = hint[axes[0]], hint[axes[1]]
+    grids = [(size, length // size) for size in range(1, length + 1) if length % size == 0]
+    found = [grid for grid in grids if _is_strided(grid, wanted) or _is_strided(wanted, grid)]
+    return dict(zip(axes, found[0], strict=True)) if len(found) == 1 else None
+
+
+def _is_strided(fine: tuple[int, int], coarse: tuple[int, int]) -> bool:
+    """Whether a stride makes the one grid of the other, with what is left over dropped or kept on both sides."""
+    strides = range(2, max(fine) + 1)
+    return any(coarse in ((a // k, b // k), (-(-a // k), -(-b // k))) for k in strides for a, b in [fine])
 
 
 def _resize(x: Tensor, sizes: tuple[int, ...]) -> Tensor:

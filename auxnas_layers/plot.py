@@ -17,19 +17,29 @@ def plot_gates(history: Sequence[tuple[float, Architecture]], ax: Axes | None = 
         history: Pairs of progress, in [0, 1], and the architecture at that time, as `wrapper.architecture()` gave it.
         ax: Axes to draw in; the current ones by default.
 
+    Raises:
+        ValueError: If the history is empty.
+
     >>> from auxnas_layers import Edge
     >>> start = Architecture((Edge("aux_to_primary", 0, 0, 0.5, True),))
     >>> end = Architecture((Edge("aux_to_primary", 0, 0, 0.0, False),))
     >>> len(plot_gates([(0.0, start), (1.0, end)], plt.figure().gca()).lines)
     1
     """
+    if not history:
+        raise ValueError("there is no history: collect (step / total_steps, wrapper.architecture()) in training")
     ax = ax or plt.gca()
     times = [time for time, _ in history]
+    gates: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
+    for time, architecture in history:  # an edge may come to an end, by remove_aux_
+        for edge in architecture:
+            gates.setdefault(edge.key, []).append((time, edge.gate))
     lines: dict[str, Line2D] = {}
-    for edges in zip(*(architecture.edges for _, architecture in history), strict=True):
-        direction, style = edges[0].direction, "-" if _inward(edges[0]) else "--"
+    for (direction, _, _), points in gates.items():
         colour = lines[direction].get_color() if direction in lines else f"C{len(lines)}"
-        (line,) = ax.plot(times, [edge.gate for edge in edges], style, color=colour, lw=1, alpha=0.8)
+        (line,) = ax.plot(
+            *zip(*points, strict=True), "-" if _inward(direction) else "--", color=colour, lw=1, alpha=0.8
+        )
         lines.setdefault(direction, line)
     names = [direction.replace("_", " ") for direction in lines]
     ax.legend(list(lines.values()), names, fontsize="small", frameon=False)
@@ -38,7 +48,7 @@ def plot_gates(history: Sequence[tuple[float, Architecture]], ax: Axes | None = 
 
 
 def plot_edges(architecture: Architecture, ax: Axes | None = None) -> Axes:
-    """Draw the taps of all networks and the edges between them, the thicker the larger the gate; closed ones dotted.
+    """Draw the taps that edges join and the edges, the thicker the larger the gate; closed ones dotted.
 
     Args:
         architecture: What `wrapper.architecture()` returned.
@@ -53,10 +63,10 @@ def plot_edges(architecture: Architecture, ax: Axes | None = None) -> Axes:
     taps = 1 + max((edge.target for edge in architecture), default=0)
     for edge in architecture:
         source, target = (names.index(name) for name in _ends(edge))
-        shift = 0.06 if _inward(edge) else -0.06
+        shift = 0.06 if _inward(edge.direction) else -0.06
         arrow: dict[str, Any] = {
             "arrowstyle": "-|>",
-            "color": "C0" if _inward(edge) else "C1",
+            "color": "C0" if _inward(edge.direction) else "C1",
             "shrinkA": 9,
             "shrinkB": 9,
         }
@@ -72,10 +82,10 @@ def plot_edges(architecture: Architecture, ax: Axes | None = None) -> Axes:
 
 
 def _ends(edge: Edge) -> tuple[str, str]:
-    if _inward(edge):
+    if _inward(edge.direction):
         return edge.direction.removesuffix("_to_primary"), "primary"
     return "primary", edge.direction.removeprefix("primary_to_")
 
 
-def _inward(edge: Edge) -> bool:
-    return edge.direction.endswith("_to_primary")
+def _inward(direction: str) -> bool:
+    return direction.endswith("_to_primary")

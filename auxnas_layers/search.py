@@ -5,12 +5,12 @@ Progress is the share of training that is done, in [0, 1]; the user's loop passe
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from auxnas_layers.architecture import Architecture
+from auxnas_layers.architecture import Architecture, check_architecture
 from auxnas_layers.errors import SearchError, bullets
 from auxnas_layers.fusion import Fusion, Start
 from auxnas_layers.gates import ClampedGate, FixedGate, Gate, RelaxedBernoulliGate
@@ -106,6 +106,16 @@ def check_progress(progress: float) -> float:
     return float(progress)
 
 
+def _factory_problems(search: Any, *names: str) -> list[str]:
+    """Which options should make gates and do not."""
+    found = [(name, getattr(search, name)) for name in names]
+    return [
+        f"{name} makes gates, as a class does: write {name}=SigmoidGate; found {factory!r}"
+        for name, factory in found
+        if isinstance(factory, nn.Module) or not callable(factory)
+    ]
+
+
 @dataclass(frozen=True)
 class AuxNAS:
     """Both directions; the aux-to-primary gates are driven to exactly 0 (Aux-NAS, arXiv 2405.05695).
@@ -141,11 +151,14 @@ class AuxNAS:
     start: Start = "identity"
 
     def __post_init__(self) -> None:
+        problems = _factory_problems(self, "aux_to_primary", "primary_to_aux")
         pair = isinstance(self.close, tuple | list) and len(self.close) == 2
         if not pair or not 0 <= self.close[0] < self.close[1] <= 1:
-            raise SearchError(f"close must be (from, to) with 0 <= from < to <= 1; found {self.close!r}")
+            problems.append(f"close must be (from, to) with 0 <= from < to <= 1; found {self.close!r}")
         if not self.l1 >= 0:
-            raise SearchError(f"l1 must not be negative; found {self.l1!r}")
+            problems.append(f"l1 must not be negative; found {self.l1!r}")
+        if problems:
+            raise SearchError("; ".join(problems))
 
     def choose(self, wires: Sequence[Wire]) -> Sequence[Wire]:
         """All."""
@@ -269,9 +282,8 @@ class MTLNAS:
     start: Start = "identity"
 
     def __post_init__(self) -> None:
-        problems = []
-        made = self.gate(1, self.gate_start)
-        if not made.searched:
+        problems = _factory_problems(self, "gate")
+        if not problems and not (made := self.gate(1, self.gate_start)).searched:
             kind = type(made).__name__
             problems.append(f"gate: {kind} has nothing to search; use search=FixedArchitecture() for constant gates")
         problems += [
@@ -333,6 +345,10 @@ class FixedArchitecture:
     architecture: Architecture | None = None
     own_share: float = 0.9
     start: Start = "identity"
+
+    def __post_init__(self) -> None:
+        if self.architecture is not None:
+            check_architecture(self.architecture)
 
     def choose(self, wires: Sequence[Wire]) -> Sequence[Wire]:
         """Those that are open in the architecture.

@@ -137,6 +137,9 @@ def check_names(net: nn.Module, names: Sequence[str], *, role: str) -> list[str]
             )
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     problems += [f"{role} {name!r} is tapped {names.count(name)} times; name it once" for name in twice]
+    first = {id(known[name]): name for name in reversed(names) if name in known}
+    same = [(first[id(known[name])], name) for name in names if name in known and first[id(known[name])] != name]
+    problems += [f"{role} {name!r} is the same layer as {other!r}; name it once" for other, name in dict.fromkeys(same)]
     return problems
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from auxnas_layers._engine import PRIMARY
-from auxnas_layers.architecture import Architecture, Edge
+from auxnas_layers.architecture import Architecture, Edge, check_architecture
 from auxnas_layers.arguments import read_arguments
 from auxnas_layers.cost import Cost, CostReport, count_parameters, measure
 from auxnas_layers.errors import ExportError, LayoutError, SearchError, bullets
@@ -47,7 +47,8 @@ class AuxNASWrapper(JoinedNets):
             several auxiliaries a mapping from their names to such lists.
         search: Directions, gates and penalties: `AuxNAS`, `AuxG`, `MTLNAS` or `FixedArchitecture`. With several
             auxiliaries one for all, or a mapping from their names.
-        search_space: Which tap may hear which: `DepthLimited`, `EdgeMatrix` or a boolean matrix.
+        search_space: Which tap may hear which: `DepthLimited`, `EdgeMatrix` or a boolean matrix. With several
+            auxiliaries one for all, or a mapping from their names.
         fusion: Makes the layer by which a tap hears: `CrossTaskFusion`, `NDDRFusion`, `CrossStitchFusion`, or with
             options ``functools.partial(CrossTaskFusion, norm=torch.nn.LayerNorm)``.
         example_inputs: What the wrapper will be called with: a tensor, a tuple, or `Inputs`. One trial call then sizes
@@ -79,7 +80,7 @@ class AuxNASWrapper(JoinedNets):
         taps: Sequence[TapLike] | Mapping[str, Sequence[TapLike]],
         *,
         search: Search | Mapping[str, Search] = AuxNAS(),
-        search_space: SearchSpace | Sequence[Sequence[bool]] = DepthLimited(3),
+        search_space: SearchSpace | Sequence[Sequence[bool]] | Mapping[str, Any] = DepthLimited(3),
         fusion: Callable[..., Fusion] = CrossTaskFusion,
         example_inputs: Any = None,
     ) -> None:
@@ -232,6 +233,7 @@ class AuxNASWrapper(JoinedNets):
         Raises:
             SearchError: If the two do not have the same edges; says which differ, and changes nothing.
         """
+        check_architecture(architecture)
         gates = {edge.key: edge.gate if edge.open else 0.0 for edge in architecture}
         own = {wire.key for wires in self._wires.values() for wire in wires}
         problems = [f"{d} {s} -> {t}: only in the architecture" for d, s, t in gates if (d, s, t) not in own]
@@ -348,16 +350,18 @@ class AuxNASWrapper(JoinedNets):
             difference = largest_difference(exported, call, self._evaluate(call))
             if difference:
                 raise ExportError(f"the exported networks differ from the wrapper's outputs by {difference:g}")
-            cost, after = self.cost(call), measure(exported, call)
+            cost = self.cost(call)
             report = replace(report, training=cost.training, primary=cost.primary, auxiliary=cost.auxiliary)
-            report = replace(report, max_difference=difference, exported=after)
+            report = replace(report, max_difference=difference, exported=measure(exported, call))
         self.export_report = report
         return exported
 
     def _example(self, example_inputs: Any) -> Inputs | None:
         """The inputs to compare outputs on, if there are any: these, or those given at construction."""
-        if example_inputs is not None or not self._examples:
-            return None if example_inputs is None else as_inputs(example_inputs)
+        if example_inputs is not None:
+            return as_inputs(example_inputs)
+        if not self._examples:
+            return None
         nets = {PRIMARY: self.primary_net, **self._aux_nets()}
         inputs = {role: example.now(nets[role]) for role, example in self._examples.items()}
         call = inputs.pop(PRIMARY)

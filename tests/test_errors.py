@@ -9,6 +9,7 @@ from torch import nn
 from zoo import Cnn, Conv1d, Flattening, Recurrent, Vit
 
 from auxnas_layers import (
+    MTLNAS,
     Architecture,
     AuxNAS,
     AuxNASError,
@@ -17,9 +18,11 @@ from auxnas_layers import (
     Edge,
     EdgeMatrix,
     ExportError,
+    FixedArchitecture,
     Inputs,
     LayoutError,
     SearchError,
+    SigmoidGate,
     Tap,
     TapError,
     list_taps,
@@ -318,6 +321,8 @@ def test_the_wrapper_cannot_be_traced_or_exported_but_what_it_exports_can():
         ({"b": ["layer1"]}, {"a": Cnn()}, "taps is a mapping with the same keys ['a']; found ['b']"),
         ({"primary": ["layer1"]}, {"primary": Cnn()}, "names of auxiliaries are identifiers other than 'primary'"),
         ({"a.b": ["layer1"]}, {"a.b": Cnn()}, "names of auxiliaries are identifiers"),
+        ({0: ["layer1"]}, {0: Cnn()}, "names of auxiliaries are identifiers"),
+        ({}, {}, "there is no auxiliary network: aux_net is a network, or a mapping from names to networks"),
         (
             {"primary_to_a": ["layer1"]},
             {"primary_to_a": Cnn()},
@@ -330,6 +335,51 @@ def test_several_auxiliaries_need_their_names(taps, nets, message):
     with pytest.raises(TapError) as error:
         AuxNASWrapper(Cnn(), nets, taps)
     assert message in str(error.value)
+
+
+def test_one_layer_under_two_names_is_named_once():
+    net = Cnn()
+    net.alias = net.layer1
+    with pytest.raises(TapError, match="primary 'alias' is the same layer as 'layer1'; name it once"):
+        AuxNASWrapper(net, Cnn(), ["layer1", ("alias", "layer2")])
+
+
+def test_a_norm_that_does_not_take_rows_is_an_error_when_it_is_made():
+    from functools import partial
+
+    fusion = partial(CrossTaskFusion, norm=nn.BatchNorm2d)
+    with pytest.raises(SearchError, match=r"norm makes a norm of rows \(rows, 6\), .*BatchNorm2d does not take"):
+        AuxNASWrapper(Cnn(), Cnn(), ["layer1"], fusion=fusion, example_inputs=IMAGES)
+
+
+def test_what_is_no_architecture_says_how_to_read_one():
+    wrapper = AuxNASWrapper(Cnn(), Cnn(), ["layer1"])
+    data = wrapper.architecture().to_dict()
+    for call in (wrapper.load_architecture, FixedArchitecture):
+        with pytest.raises(SearchError, match=r"found dict for an Architecture; Architecture.from_dict\(...\)"):
+            call(data)
+
+
+@pytest.mark.parametrize("field, value", [("gate", "x"), ("gate", 1.5), ("source", 0.5), ("target", -1), ("open", 1)])
+def test_an_edge_of_another_kind_is_not_read(field, value):
+    data = AuxNASWrapper(Cnn(), Cnn(), ["layer1"]).architecture().to_dict()
+    data["edges"][1][field] = value
+    with pytest.raises(SearchError, match="the fields direction, source, target, gate, open: a string, .*\n  - edge"):
+        Architecture.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: AuxNAS(close=(1, 0), l1=-1), "close must be .* found \\(1, 0\\); l1 must not be negative; found -1"),
+        (lambda: AuxNAS(aux_to_primary="sigmoid"), "aux_to_primary makes gates, as a class does: .*; found 'sigmoid'"),
+        (lambda: AuxNAS(primary_to_aux=SigmoidGate(3)), "primary_to_aux makes gates, as a class does"),
+        (lambda: MTLNAS(gate=SigmoidGate(3)), "gate makes gates, as a class does: write gate=SigmoidGate"),
+    ],
+)
+def test_options_of_a_search_of_another_kind_are_said_together(make, message):
+    with pytest.raises(SearchError, match=message):
+        make()
 
 
 def test_one_layer_described_in_two_ways_is_an_error():

@@ -343,7 +343,7 @@ def test_a_sized_state_loads_strictly_into_a_lazy_fusion(norm, dtype):
     x, *sources = (torch.randn(4, d, 2, dtype=dtype) for d in (3, 5, 2))
     sized(x, sources, [1.0, 0.5])  # running statistics move
     state = saved_and_loaded(sized.state_dict())
-    lazy = CrossTaskFusion(None, [None, None], norm=norm, start="scaled")
+    lazy = CrossTaskFusion(None, [None, None], norm=norm, start="scaled").to(dtype)
     assert not any(lazy.load_state_dict(state, strict=True))
     assert lazy.state_dict().keys() == state.keys()
     for key, value in lazy.state_dict().items():

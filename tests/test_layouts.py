@@ -175,6 +175,7 @@ INFERRED = [
     ((2, 8, 5, 5), [], "b c h w"),
     ((2, 8, 5, 6), [nn.ReLU(), nn.Linear(3, 99)], "b c h w"),
     ((2, 8, 5, 5, 5), [nn.ReLU()], "b c d h w"),
+    ((2, 4, 9, 6, 6), [nn.Conv2d(3, 8, 1)], "b c d h w"),
     # an attribute that is no number is none
     ((2, 8, 5, 5), [Named(out_channels="8"), Named(normalized_shape=()), Named(out_features=None)], "b c h w"),
     ((2, 5, 8), [Named(out_channels=None, embed_dim=8)], "b n c"),
@@ -191,6 +192,11 @@ def test_three_dimensions_that_no_layer_explains_are_an_error(leaves):
     message = "a feature of shape (2, 8, 5) may be 'b n c' or 'b c t', and no layer before it tells which"
     with pytest.raises(LayoutError, match=f"^{re.escape(message)}$"):
         infer_layout((2, 8, 5), leaves)
+
+
+def test_frames_of_a_video_whose_channels_come_third_are_an_error():
+    with pytest.raises(LayoutError, match=r"shape \(2, 4, 8, 6, 6\) has its 8 channels at an unusual place"):
+        infer_layout((2, 4, 8, 6, 6), [nn.ReLU(), nn.Conv2d(3, 8, 1)])
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 1, 1, 1, 1, 1)])
@@ -704,6 +710,29 @@ def test_a_grid_that_cannot_be_unfolded_is_an_error_that_says_what_to_type(
     taken = "b t c"  # what the message says to type
     layouts = [taken, target] if culprit == 0 else [source, taken]
     aligned(torch.zeros(shape), layouts[0], target_shape, layouts[1])
+
+
+@pytest.mark.parametrize("extra, named", [(0, True), (1, True), (5, True), (0, False), (1, False)])
+@pytest.mark.parametrize("stride, up", [(4, True), (8, False), (32, True), (32, False), (16, True)])
+def test_tokens_beside_a_map_of_another_stride_are_read_as_their_grid_or_refused(extra, named, stride, up):
+    """Patches of 16, images of sides from 64 to 256; a grid that may be another one is refused, or a sequence."""
+    right = 0
+    sides = range(64, 257, 16)
+    for height, width in itertools.product(sides, sides):
+        grid = torch.randn(1, 2, height // 16, width // 16)
+        shape = (1, 2, *((-(-side // stride) if up else side // stride) for side in (height, width)))
+        tokens = torch.cat([torch.randn(1, extra, 2), grid.flatten(2).mT], 1)
+        layout = Layout(f"b {f'{extra}+' if extra else ''}(h w) c" if named else "b n c")
+        wanted = align(grid, Layout("b c h w"), shape, Layout("b c h w"))
+        try:
+            found = torch.allclose(align(tokens, layout, shape, Layout("b c h w")), wanted, atol=1e-5)
+        except LayoutError:
+            found = False
+            assert named
+        else:
+            assert found or not named
+        right += found
+    assert right >= 0.85 * len(sides) ** 2
 
 
 def test_a_grid_that_needs_no_unfolding_stays_flat():

@@ -14,6 +14,7 @@ import torch
 from helpers import assert_same, loss_of, snapshot, stir_, workers
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,6 +44,7 @@ from auxnas_layers import (
     entropy_penalty,
     l1_penalty,
 )
+from auxnas_layers.plot import plot_gates
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TAPS = ["layer1", "layer2"]
@@ -782,3 +784,42 @@ def test_a_light_auxiliary_costs_half(examples):
     whole = AuxNASWrapper(nets.Net(1), nets.Net(6), baselines.TAPS, example_inputs=FRAMES).cost(FRAMES)
     extra = [cost.training.flops - cost.primary.flops for cost in (light, whole)]
     assert extra[0] < 0.55 * extra[1]
+
+
+# What each auxiliary may have of its own
+
+
+def test_each_auxiliary_may_have_a_search_space_of_its_own():
+    spaces = {"a": [[1, 0], [1, 1]], "b": DepthLimited(1)}
+    nets, taps = {"a": Cnn(), "b": Cnn()}, {"a": ["layer1", "layer2"], "b": ["layer1"]}
+    wrapper = AuxNASWrapper(Cnn(), nets, taps, search_space=spaces)
+    assert len(wrapper.architecture("a")) == 6 and len(wrapper.architecture("b")) == 2
+    for wrong in ({"a": DepthLimited(1)}, {"a": DepthLimited(1), "c": DepthLimited(1)}):
+        with pytest.raises(SearchError, match=r"search spaces has the names of the auxiliaries: \['a', 'b'\]"):
+            AuxNASWrapper(Cnn(), nets, taps, search_space=wrong)
+    with pytest.raises(SearchError, match=r"search_space=DepthLimited\(3\), say, with one auxiliary"):
+        AuxNASWrapper(Cnn(), Cnn(), ["layer1"], search_space={"aux": DepthLimited(1)})
+
+
+def test_gates_of_an_auxiliary_that_has_left_are_drawn_as_far_as_they_go():
+    nets, taps = {"a": Cnn(), "b": Cnn()}, {"a": ["layer1"], "b": ["layer1"]}
+    wrapper = AuxNASWrapper(Cnn(), nets, taps)
+    history = [(0.0, wrapper.architecture())]
+    wrapper.remove_aux_("b", allow_open=True)
+    history.append((1.0, wrapper.architecture()))
+    lengths = [len(line.get_xdata()) for line in plot_gates(history, Figure().subplots()).lines]
+    assert sorted(lengths) == [1, 1, 2, 2]
+    with pytest.raises(ValueError, match="there is no history"):
+        plot_gates([])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_state_is_loaded_in_the_precision_of_the_networks(dtype):
+    """As torch does it, also into edges that have no size yet."""
+    state = make(search=MTLNAS()).state_dict()
+    made_so = AuxNASWrapper(Cnn().to(dtype), Cnn().to(dtype), ["layer1", "layer2"], search=MTLNAS(), fusion=NDDRFusion)
+    brought = AuxNASWrapper(Cnn(), Cnn(), ["layer1", "layer2"], search=MTLNAS(), fusion=NDDRFusion).to(dtype)
+    for wrapper in (made_so, brought):
+        wrapper.load_state_dict(state)
+        assert {p.dtype for p in wrapper.weight_parameters()} == {dtype}
+        wrapper.eval()(IMAGES.to(dtype))

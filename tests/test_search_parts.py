@@ -544,7 +544,10 @@ def test_an_architecture_survives_json(found):
 
 
 GOOD = {"direction": "aux_to_primary", "source": 0, "target": 1, "gate": 0.5, "open": True}
-FIELDS = "the edges of an architecture have the fields direction, source, target, gate, open; found"
+FIELDS = (
+    "the edges of an architecture have the fields direction, source, target, gate, open: a string, two numbers of "
+    "taps, a number in [0, 1] and true or false; found"
+)
 
 
 @pytest.mark.parametrize(
