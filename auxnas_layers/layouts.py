@@ -361,8 +361,8 @@ def _by_stride(length: int, axes: tuple[str, ...], hint: Mapping[str, int]) -> d
 
 def _is_strided(fine: tuple[int, int], coarse: tuple[int, int]) -> bool:
     """Whether a stride makes the one grid of the other, with what is left over dropped or kept on both sides."""
-    strides = range(2, max(fine) + 1)
-    return any(coarse in ((a // k, b // k), (-(-a // k), -(-b // k))) for k in strides for a, b in [fine])
+    (a, b), most = fine, max(fine) // max(max(coarse) - 1, 1) + 1
+    return any(coarse in ((a // k, b // k), (-(-a // k), -(-b // k))) for k in range(2, most + 1))
 
 
 def _resize(x: Tensor, sizes: tuple[int, ...]) -> Tensor:

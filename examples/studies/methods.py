@@ -41,6 +41,7 @@ class Method:
         alone_from: Progress from which on the primary network is trained by itself.
         unless_aligned: Whether auxiliaries go on even then if their alignment says that they help; one that has not
             been learned at all is left out earlier.
+        pretrains: Whether the first half of the steps is a training of its own, on the auxiliary tasks alone.
         aux_factor: Of the auxiliary losses, on top of their weight in the settings.
     """
 
@@ -49,6 +50,7 @@ class Method:
     halves: bool = False
     alone_from: float = 1.0
     unless_aligned: bool = False
+    pretrains: bool = False
     aux_factor: float = 1.0
 
     def build(self, problem: Problem, example: Tensor) -> nn.Module:
@@ -109,7 +111,7 @@ class SharedBackbone(Method):
 
 @dataclass(frozen=True)
 class Pretrained(SharedBackbone):
-    """A backbone that learns the auxiliary tasks first, and then goes on with the primary one alone."""
+    """A backbone that learns the auxiliary tasks first, and then the primary one alone."""
 
     def backward(self, model: nn.Module, losses: Losses) -> None:
         """Of the auxiliary losses, as long as there are any."""
@@ -291,7 +293,7 @@ SHARED_STOPPED, AUX_G, OURS, LIGHT = "shared backbone, our stop rule", "Aux-G", 
 METHODS: dict[str, Method] = {
     SINGLE: Method(auxiliary=False),
     MATCHED: Method(auxiliary=False, stretch=4),
-    PRETRAINED: Pretrained(alone_from=0.5, stretch=2),
+    PRETRAINED: Pretrained(alone_from=0.5, stretch=2, pretrains=True),
     SHARED: SharedBackbone(),
     SHARED_STOPPED: SharedBackbone(**STOP_RULE),
     "shared, PCGrad": Surgery(aggregator=PCGrad),

@@ -81,7 +81,9 @@ def draw_problems(found: Found, file: Path) -> None:
     problems = list(dict.fromkeys(problem for problem, _, _ in every))
     regimes = [regime for regime in titles if any(used == regime for _, _, used in every)]
     size = 3 + 4 * len(regimes), 1.5 + 0.5 * len(problems)
-    figure, axes = plt.subplots(1, len(regimes), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(regimes), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     for ax, regime in zip(axes[0], regimes):
         for place, ((method, control), colour) in enumerate(SHOWN.items()):
             rows = {name: every.get((name, method, replace(regime, control=control)), []) for name in problems}

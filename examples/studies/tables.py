@@ -126,6 +126,17 @@ def ablation_table(cells: list[Cell], found: Found) -> None:
     show(("what is changed", "how", "error", "minus the default"), (line for line in lines if line[2]))
 
 
+def luck_table(cells: list[Cell], found: Found) -> None:
+    """Ours against single-task under its best and its second best settings."""
+    lines = []
+    for best, second, ours in zip(cells[::3], cells[1::3], cells[2::3]):
+        singles, values = [cell.errors(found) for cell in (best, second)], ours.errors(found)
+        gains = (against(values, single, percent=True) for single in singles)
+        lines.append((best.problem, *map(average, singles), average(values), *gains))
+    head = "single-task", "single-task, second best settings", "ours", "minus single-task", "minus second best settings"
+    show(("primary <- auxiliary", *head), lines)
+
+
 def harm_table(cells: list[Cell], found: Found) -> None:
     """Auxiliaries that cannot help or are too strong, against single-task, and how often `Alignment` warns."""
     errors = {cell: cell.errors(found) for cell in cells}
@@ -188,4 +199,5 @@ TABLES: dict[str, Callable[[list[Cell], Found], None]] = {
     "ablations": ablation_table,
     "harm": harm_table,
     "rule": rule_table,
+    "luck": luck_table,
 }

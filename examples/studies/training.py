@@ -115,12 +115,15 @@ def fit(
     model: Any = method.build(problem, train["input"][:1])
     if train["input"].dim() == 4:
         model.to(memory_format=torch.channels_last)
-    weights, gates = optimisers(method, model, settings)
     steps = method.stretch * settings.steps
-    schedule = OneCycleLR(weights, [group["lr"] for group in weights.param_groups], steps)
     factor = settings.aux_weight * method.aux_factor * (TOO_STRONG if regime.control == "too strong" else 1.0)
-    stream = batches(problem, train, labelled, regime, method.halves, seed)
     for step in range(steps):
+        if step in (0, method.pretrains * steps // 2):  # pretraining is a training of its own, on all samples alike
+            weights, gates = optimisers(method, model, settings)
+            cycle = steps // (1 + method.pretrains)
+            schedule = OneCycleLR(weights, [group["lr"] for group in weights.param_groups], cycle)
+            first = torch.arange(len(train["input"])) if method.pretrains and not step else labelled
+            stream = batches(problem, train, first, regime, method.halves, seed)
         progress = step / steps
         auxes = auxes_at(progress, problem, method, watch)
         losses_on = partial(losses_of, problem, model, auxes, progress, factor)

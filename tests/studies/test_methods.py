@@ -11,6 +11,7 @@ import pytest
 import runs
 import studies
 import torch
+import training
 from methods import (
     LIGHT,
     METHODS,
@@ -194,6 +195,28 @@ def test_pretraining_takes_as_many_steps_for_each(data):
     assert seen == [AUXES] * 3 + [[]] * 3
 
 
+def test_pretraining_is_a_training_of_its_own_on_all_samples_alike(data, monkeypatch):
+    drawn, rates = [], []
+
+    def draw(problem, train, labelled, *options):
+        drawn.append(labelled)
+        return batches(problem, train, labelled, *options)
+
+    def watch(progress, model, batch):
+        rates.append(made[-1][0].param_groups[0]["lr"])
+
+    made = []
+    monkeypatch.setattr(training, "batches", draw)
+    monkeypatch.setattr(training, "optimisers", lambda *args: made.append(optimisers(*args)) or made[-1])
+    fit(PROBLEM, METHODS[PRETRAINED], data["train"], Regime(16, True), replace(QUICK, steps=5), 0, watch)
+    every, labelled = drawn
+    assert torch.equal(every, torch.arange(len(data["train"]["input"]))) and len(labelled) == 16
+    assert rates[:5] == rates[5:] and max(rates) > 10 * rates[0] > 10 * rates[4]  # two cycles, each annealed
+    del drawn[:], made[:]
+    fit(PROBLEM, METHODS[SHARED], data["train"], Regime(16, True), QUICK, 0)
+    assert len(drawn) == len(made) == 1 and len(drawn[0]) == 16
+
+
 def test_a_weight_multiplies_the_auxiliary_loss_alone(data):
     torch.manual_seed(0)
     model = Heads(PROBLEM)
@@ -357,6 +380,9 @@ def test_a_cell_takes_the_settings_of_the_best_trial():
     assert [run.settings for run in cell.runs(found)] == [best.settings] * 5
     assert [run.seed for run in replace(cell, seeds=3).runs(found)] == [0, 1, 2]
     assert cell.errors(found | {cell.runs(found)[1]: {"error": 7.0}}) == {1: 7.0}
+    assert [replace(cell, place=place).settings(found) for place in (0, 1)] == [
+        run.settings for run in sorted(cell.trials(), key=lambda run: found[run]["error"])[:2]
+    ]
     like = studies.Cell(PROBLEM.name, SHARED, Regime(0, False), cell)
     assert [run.settings for run in like.runs(found)] == [best.settings] * 5
     found[cell.trials()[0]] = {"error": float("nan")}
