@@ -9,9 +9,10 @@ from torch import Tensor
 from auxnas_layers._engine import PRIMARY, Branch
 from auxnas_layers.errors import LayoutError, TapError, bullets
 from auxnas_layers.fusion import Fusion
+from auxnas_layers.inputs import version
 from auxnas_layers.layouts import Layout, align, check_alignable
 from auxnas_layers.search_space import Wire
-from auxnas_layers.survey import Seen, layout_problems, observe, trial_problems, version
+from auxnas_layers.survey import Seen, layout_problems, observe, trial_problems
 from auxnas_layers.taps import Tap
 
 Place = tuple[str, str]

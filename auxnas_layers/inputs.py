@@ -63,7 +63,7 @@ class Inputs:
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         """The same with another tensor in place of each, also in tuples, lists, mappings and dataclasses."""
-        changed = Inputs(self.args, dict(self.kwargs))
+        changed = Inputs(_fresh(self.args), _fresh(dict(self.kwargs)))
         for path, tensor in features(changed):
             changed = put_feature(changed, path, change(tensor))
         return changed
@@ -71,6 +71,16 @@ class Inputs:
     def __str__(self) -> str:
         named = [f"{name}={_kind(value)}" for name, value in self.kwargs.items()]
         return f"({', '.join([*map(_kind, self.args), *named])})"
+
+
+def _fresh(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """The same in containers of its own, to which a network may add."""
+    if id(value) in above:  # it holds itself
+        return value
+    above = (*above, id(value))
+    if type(value) in (tuple, list):
+        return type(value)(_fresh(item, above) for item in value)
+    return {key: _fresh(item, above) for key, item in value.items()} if type(value) is dict else value
 
 
 def _kind(value: Any) -> str:
@@ -130,7 +140,8 @@ def undisturbed(*nets: nn.Module, training: bool | None = False) -> Iterator[Non
     """
     modules = {module: module.training for net in nets for module in net.modules()}
     buffers = [(module, name, buffer) for module in modules for name, buffer in module._buffers.items()]
-    values = {buffer: buffer.clone() for _, _, buffer in buffers if buffer is not None and not is_lazy(buffer)}
+    known = [buffer for _, _, buffer in buffers if buffer is not None and not is_lazy(buffer)]
+    values = {buffer: (buffer.clone(), version(buffer)) for buffer in known}
     numpy_random = getattr(sys.modules.get("numpy"), "random", None)
     states = random.getstate(), numpy_random and numpy_random.get_state()
     devices = {tensor.device for net in nets for tensor in net.parameters() if tensor.device.type == "cuda"}
@@ -145,15 +156,24 @@ def undisturbed(*nets: nn.Module, training: bool | None = False) -> Iterator[Non
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
             with torch.no_grad():
-                for buffer, value in values.items():
-                    _restore_(buffer, value)
+                for buffer, (value, before_it) in values.items():
+                    _restore_(buffer, value, before_it)
             random.setstate(states[0])
             if numpy_random:
                 numpy_random.set_state(states[1])
             torch.clear_autocast_cache()  # a trial without gradients may have filled it with casts that have none
 
 
-def _restore_(buffer: Tensor, value: Tensor) -> None:
+def version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place, where torch counts it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _restore_(buffer: Tensor, value: Tensor, before: int) -> None:
     """Write back a value unless nothing changed, so that an untouched buffer keeps its version."""
-    if buffer.is_meta or not torch.equal(buffer, value):
+    if buffer.layout is torch.strided and not buffer.is_meta:  # compared, since changes through .data are not counted
+        changed = not bool(((buffer == value) | ((buffer != buffer) & (value != value))).all())
+    else:
+        changed = version(buffer) != before
+    if changed:
         buffer.copy_(value)

@@ -1,12 +1,15 @@
 """Networks side by side whose tapped layers hear each other: a joined forward, whoever sets the gates."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from auxnas_layers._engine import PRIMARY, Branch, refuse_tracing, run, uncompiled
+from auxnas_layers._engine import PRIMARY, Branch, refuse_tracing, refuse_transforms, run, uncompiled
 from auxnas_layers.errors import LayoutError, SearchError, bullets
 from auxnas_layers.exchange import FeatureExchange, Hearing, Place, survey
 from auxnas_layers.fusion import Fusion
@@ -29,6 +32,14 @@ class AuxNASOutput(NamedTuple):
 
     primary: Any
     aux: Any
+
+
+_LOCKS: "WeakKeyDictionary[nn.Module, Lock]" = WeakKeyDictionary()  # not attributes, which are copied and pickled
+
+
+def _sizing(nets: "JoinedNets") -> AbstractContextManager[Any]:
+    """Lets one thread at a time size the edges, which takes networks into eval mode."""
+    return nullcontext() if nets._seen else _LOCKS.setdefault(nets, Lock())
 
 
 class JoinedNets(nn.Module):
@@ -118,7 +129,8 @@ class JoinedNets(nn.Module):
         return self._run_joined(inputs, self._gates_now())
 
     def _run_joined(self, inputs: Mapping[str, Inputs], gates: Gates) -> AuxNASOutput:
-        seen = self._seen or self._size(inputs)
+        with _sizing(self):
+            seen = self._seen or self._size(inputs)
         exchange = FeatureExchange(self._heard, seen, self._fusions_by_place(), gates)
         primary, auxes = self._branches(inputs)
         primary_output, aux_outputs = run(primary, auxes, exchange, lockstep=exchange.primary_hears)
@@ -162,6 +174,7 @@ class JoinedNets(nn.Module):
 
     def _size(self, inputs: Mapping[str, Inputs]) -> dict[Place, Seen]:
         """Call each network once on trial, and size the fusions for what comes out at the taps."""
+        refuse_transforms()
         seen = survey(*self._branches(inputs), self._heard)
         self._materialise(seen)
         self._seen = seen

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from auxnas_layers._engine import PRIMARY, hooked, uncompiled
 from auxnas_layers.errors import LayoutError, TapError
-from auxnas_layers.inputs import Inputs, as_call, undisturbed
+from auxnas_layers.inputs import Inputs, as_call, undisturbed, version
 from auxnas_layers.layouts import Layout, infer_layout
 from auxnas_layers.taps import Point, features, find_feature
 
@@ -116,11 +116,6 @@ class _SampleCounter:
             self.batches.add(int(first.batch_sizes[0]))
         elif isinstance(first, Tensor) and first.dim() == 3:
             self.batches.add(first.shape[1])
-
-
-def version(tensor: Tensor) -> int:
-    """How often a tensor has been changed in place, where torch counts it."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def observe(net: nn.Module, inputs: Inputs, points: Sequence[Point]) -> tuple[dict[str, Seen], list[str]]:

@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,11 +18,11 @@ from helpers import PLAIN, assert_same, assert_unchanged, loss_of, snapshot, sti
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import CASES, Checkpointed, Cnn, Encoder, Unchecked
 
-from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper, Tap, TapError
+from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper, LayoutError, Tap, TapError
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -606,3 +608,45 @@ def test_cnn_in_train_mode_updates_running_statistics_once():
     plain(x)
     for key, value in plain.state_dict().items():
         assert torch.equal(value, net.state_dict()[key]), key
+
+
+# What else a forward may be in
+
+
+class Selective(Mlp):
+    """Keeps its matrix products in a checkpoint, and computes the rest again."""
+
+    def forward(self, x):
+        keep = partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default, torch.ops.aten.addmm.default])
+        region = checkpoint(lambda x: self.b(self.a(x).relu()), x, use_reentrant=False, context_fn=keep)
+        return self.head(region)
+
+
+@pytest.mark.filterwarnings("ignore:A saved_tensors_hooks context")  # torch says so of any hooks there
+@pytest.mark.parametrize("side, search", [("primary", AuxNAS()), ("aux", AuxNAS()), ("aux", AuxG())])
+def test_a_tap_in_a_selective_checkpoint_is_an_error(side, search):
+    wrapper = wrap(**{side: Selective()}, search=search)
+    with pytest.raises(TapError, match="a tap lies in a selective activation checkpoint.*leave out its context_fn"):
+        wrapper(X)
+    with torch.no_grad():
+        wrapper(X)
+    assert not workers()
+
+
+def test_several_threads_may_make_the_first_forward():
+    for _ in range(5):
+        wrapper = AuxNASWrapper(Mlp(), Mlp(), ["a", "b"])
+        with ThreadPoolExecutor(4) as pool:
+            outputs = list(pool.map(lambda _, w=wrapper: w(X).primary, range(8)))
+        assert all(torch.equal(output, outputs[0]) for output in outputs)
+        assert all(module.training for module in wrapper.modules())
+
+
+def test_edges_do_not_get_their_sizes_inside_a_transform():
+    wrapper = AuxNASWrapper(Mlp(), Mlp(), ["a", "b"]).eval()
+    with pytest.raises(
+        LayoutError, match="cannot get one inside torch.func; give AuxNASWrapper.*or call the wrapper once"
+    ):
+        torch.func.grad(lambda x: wrapper(x).aux.sum())(X)
+    wrapper(X)
+    assert torch.func.grad(lambda x: wrapper(x).aux.sum())(X).shape == X.shape

@@ -197,3 +197,42 @@ def test_outputs_that_differ_never_pass_for_equal(output, difference):
         wrapper.export_primary()
     if difference is not None:
         assert str(caught.value).endswith(f"{difference:g}")
+
+
+def test_what_a_network_adds_to_its_arguments_stays_in_the_trial():
+    class Logs(nn.Module):
+        def __init__(self, out=1):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, out)
+
+        def forward(self, x, log, more):
+            log.append("called")
+            more["seen"][0] += 1
+            return self.b(self.a(x))
+
+    log, more = [], {"seen": [0]}
+    AuxNASWrapper(Logs(), Logs(3), ["a"], example_inputs=(torch.randn(2, 4), log, more))
+    assert log == [] and more == {"seen": [0]}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("kind", ["nan", "coo", "csr"])
+def test_buffers_that_do_not_equal_themselves_are_left_as_they_were(kind):
+    class Graph(nn.Module):
+        def __init__(self, out=1):
+            super().__init__()
+            adjacency = torch.eye(4) * (float("nan") if kind == "nan" else 1.0)
+            layouts = {"coo": adjacency.to_sparse(), "csr": adjacency.to_sparse_csr()}
+            self.register_buffer("adjacency", layouts.get(kind, adjacency))
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, out)
+
+        def forward(self, x):
+            y = x.mT.nan_to_num() * self.a.weight.mean()
+            return self.b(self.a((self.adjacency @ y).mT.nan_to_num() * self.adjacency.to_dense().nan_to_num().sum()))
+
+    wrapper = AuxNASWrapper(Graph(), Graph(3), ["a"], example_inputs=torch.randn(2, 4))
+    version = wrapper.primary_net.adjacency._version
+    loss = sum(output.sum() for output in wrapper(torch.randn(2, 4)))
+    wrapper.cost()  # between a forward and its backward
+    loss.backward()
+    assert kind != "nan" or wrapper.primary_net.adjacency._version == version

@@ -3,6 +3,6 @@
 from auxnas_layers._engine.ambient import uncompiled
 from auxnas_layers._engine.branch import PRIMARY, Branch
 from auxnas_layers._engine.hooks import hooked
-from auxnas_layers._engine.run import refuse_tracing, run
+from auxnas_layers._engine.run import refuse_tracing, refuse_transforms, run
 
-__all__ = ["PRIMARY", "Branch", "hooked", "refuse_tracing", "run", "uncompiled"]
+__all__ = ["PRIMARY", "Branch", "hooked", "refuse_tracing", "refuse_transforms", "run", "uncompiled"]

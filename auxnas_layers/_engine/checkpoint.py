@@ -34,11 +34,17 @@ def replay_when_recomputed(ambient: Ambient, module: nn.Module, path: Path, feat
     """Inside a non-reentrant region, let its recomputation hand on this fused feature again.
 
     Raises:
-        TapError: If this version of torch builds its regions in a way that is not known here.
+        TapError: If the region keeps some results by itself, or this version of torch builds its regions in a way that
+            is not known here.
     """
     hooks = saved_tensor_hooks()
     if not ambient.grad or hooks is None or hooks == ambient.saved_hooks or hooks[0].__module__ != checkpoint.__name__:
         return
+    if any(type(mode).__module__ == checkpoint.__name__ for mode in Ambient().dispatch_modes):
+        raise TapError(
+            "a tap lies in a selective activation checkpoint, which would take results of the edges for some of the "
+            "region; leave out its context_fn, or checkpoint a region without the tap in it"
+        )
     cells = dict(zip(hooks[0].__code__.co_freevars, hooks[0].__closure__ or (), strict=True))
     if "frame" not in cells:
         raise TapError(

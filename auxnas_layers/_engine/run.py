@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from auxnas_layers._engine.ambient import Ambient
 from auxnas_layers._engine.branch import Branch, Exchange
 from auxnas_layers._engine.lockstep import run_lockstep
 from auxnas_layers._engine.sequential import run_sequential
-from auxnas_layers.errors import ExportError
+from auxnas_layers.errors import ExportError, LayoutError
 
 
 def run(
@@ -29,6 +30,19 @@ def run(
         TapError: If a tap is not reached exactly once and in order, or gives no feature.
     """
     return (run_lockstep if lockstep else run_sequential)(primary, auxes, exchange)
+
+
+def refuse_transforms() -> None:
+    """Refuse to make parameters where they would belong to a transform.
+
+    Raises:
+        LayoutError: If torch.func is at work.
+    """
+    if Ambient().functorch:
+        raise LayoutError(
+            "the edges have no size yet, and cannot get one inside torch.func; give AuxNASWrapper(..., "
+            "example_inputs=...), or call the wrapper once before"
+        )
 
 
 def refuse_tracing() -> None:
