@@ -1,7 +1,7 @@
 """Does this auxiliary task help? How its gradient agrees with that of the primary's loss on held-out samples."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import gcd, inf, sqrt
 from statistics import mean, stdev
 from typing import Any
@@ -69,15 +69,15 @@ class Alignment:
 
     def _by_name(self, found: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         losses = found if isinstance(found, Mapping) else {"aux": found}
-        if not losses or any(not self._has(name) for name in losses):
-            auxes = list(self._wrapper._aux_nets()) if isinstance(self._wrapper, JoinedNets) else ["aux"]
+        auxes = self._auxes(losses)
+        if not losses or not set(losses) <= set(auxes):
             what = f"losses of {list(losses)}" if isinstance(found, Mapping) else "one loss"
-            raise SearchError(f"aux_loss gives a mapping from names among {auxes} to losses; found {what}")
+            raise SearchError(f"aux_loss gives a mapping from names among {auxes or ['aux']} to losses; found {what}")
         return losses
 
-    def _has(self, aux: str) -> bool:
-        """Whether there is an auxiliary of this name, as far as is known."""
-        return not isinstance(self._wrapper, JoinedNets) or aux in self._wrapper._aux_nets()
+    def _auxes(self, named: Iterable[str]) -> list[str]:
+        """The names of the auxiliaries; where the module does not tell them, those that the user names."""
+        return list(self._wrapper._aux_nets() if isinstance(self._wrapper, JoinedNets) else named)
 
     def _gradient(self, name: str, loss: Tensor) -> Tensor:
         parameters = [p for p in self._wrapper.primary_net.parameters() if p.requires_grad]
@@ -127,7 +127,8 @@ class Alignment:
         Raises:
             SearchError: If there are fewer than 10 measurements of one.
         """
-        for name in [name for name in self.cosines if self._has(name)] or ["aux"]:
+        auxes = self._auxes(self.cosines)
+        for name in [name for name in self.cosines if name in auxes] or ["aux"]:
             if not self.helps(name):
                 average, error = self.evidence(name)
                 warnings.warn(

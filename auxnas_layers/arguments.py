@@ -76,7 +76,7 @@ def read_arguments(
     aux_net: nn.Module | Mapping[str, nn.Module],
     taps: Sequence[TapLike] | Mapping[str, Sequence[TapLike]],
     search: Search | Mapping[str, Search],
-    search_space: Any,
+    search_space: SearchSpace | Sequence[Sequence[bool]] | Mapping[str, Any],
     fusion: Callable[..., Fusion],
 ) -> Arguments:
     """Read what the user gave.

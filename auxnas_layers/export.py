@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from auxnas_layers.architecture import Architecture, Edge
 from auxnas_layers.cost import Cost, cost_table
 from auxnas_layers.errors import ExportError, bullets
-from auxnas_layers.inputs import Inputs, undisturbed
+from auxnas_layers.inputs import Inputs, same, undisturbed
 from auxnas_layers.taps import features
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -126,15 +126,6 @@ def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:
     if problems:
         raise ExportError(bullets(f"deepcopy of {type(net).__name__} does not give the same network:", problems))
     return exported
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two values of a state_dict are equal bit for bit, NaN included."""
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return type(a) is type(b)
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def largest_difference(exported: nn.Module, inputs: Inputs, expected: Any) -> float | None:

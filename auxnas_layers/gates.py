@@ -17,9 +17,8 @@ class Gate(nn.Module):
 
     A gate is open while its value is above 0. An edge whose gate is closed is skipped, and stays closed for good,
     whatever an optimiser does to `alpha` afterwards; one that is kept has the value 1, until a ceiling comes below. A
-    subclass says how
-    `alpha` gives the value, by `squash`, and which `alpha` gives a value, by `unsquash`; one whose gates are drawn at
-    random says how by `draw`.
+    subclass says how `alpha` gives the value, by `squash`, and which `alpha` gives a value, by `unsquash`; one whose
+    gates are drawn at random says how by `draw`.
 
     Args:
         edges: Number of edges.

@@ -156,12 +156,21 @@ def undisturbed(*nets: nn.Module, training: bool | None = False) -> Iterator[Non
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
             with torch.no_grad():
-                for buffer, (value, before_it) in values.items():
-                    _restore_(buffer, value, before_it)
+                for buffer, (value, count) in values.items():
+                    _restore_(buffer, value, count)
             random.setstate(states[0])
             if numpy_random:
                 numpy_random.set_state(states[1])
             torch.clear_autocast_cache()  # a trial without gradients may have filled it with casts that have none
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values of a state_dict are equal bit for bit, NaN included."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return type(a) is type(b)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def version(tensor: Tensor) -> int:
@@ -169,11 +178,11 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _restore_(buffer: Tensor, value: Tensor, before: int) -> None:
+def _restore_(buffer: Tensor, value: Tensor, count: int) -> None:
     """Write back a value unless nothing changed, so that an untouched buffer keeps its version."""
-    if buffer.layout is torch.strided and not buffer.is_meta:  # compared, since changes through .data are not counted
-        changed = not bool(((buffer == value) | ((buffer != buffer) & (value != value))).all())
+    if buffer.layout is torch.strided and not buffer.is_meta:
+        unchanged = same(buffer, value)  # by value, since changes through .data are not counted
     else:
-        changed = version(buffer) != before
-    if changed:
+        unchanged = version(buffer) == count
+    if not unchanged:
         buffer.copy_(value)

@@ -88,7 +88,7 @@ class JoinedNets(nn.Module):
         self._wires = {direction: tuple(side) for direction, side in wires.items() if side}
         self._heard = {place: tuple(sources) for place, sources in heard.items()}
         self.fusions = nn.ModuleDict({role: nn.ModuleDict() for role in self._points}).train(self.training)
-        nets = {PRIMARY: self.primary_net, **self._aux_nets()}
+        nets = self._nets()
         for (role, name), number in self._numbers():
             fusion = make_fusion((role, name), self._heard[role, name])
             if fusion.is_lazy() and (dtype := _dtype(nets[role], name)):
@@ -182,7 +182,7 @@ class JoinedNets(nn.Module):
 
     def _materialise(self, seen: Mapping[Place, Seen]) -> None:
         """Size every fusion for the features that it joins, on the device and in the dtype of the layer that hears."""
-        nets, problems = {PRIMARY: self.primary_net, **self._aux_nets()}, []
+        nets, problems = self._nets(), []
         with undisturbed():  # how edges start does not change the random numbers that the user's networks draw
             for (role, name), fusion in self._fusions_by_place().items():
                 own, sources = seen[role, name], [seen[hearing.source] for hearing in self._heard[role, name]]
@@ -204,6 +204,10 @@ class JoinedNets(nn.Module):
 
     def _aux_nets(self) -> dict[str, nn.Module]:
         return dict(cast(nn.ModuleDict, self.aux_net).items()) if self._named else {"aux": self.aux_net}
+
+    def _nets(self) -> dict[str, nn.Module]:
+        """All networks by role."""
+        return {PRIMARY: self.primary_net, **self._aux_nets()}
 
     def _fusion_dict(self, role: str) -> nn.ModuleDict:
         return cast(nn.ModuleDict, self.fusions[role])

@@ -121,12 +121,12 @@ class _SampleCounter:
 def observe(net: nn.Module, inputs: Inputs, points: Sequence[Point]) -> tuple[dict[str, Seen], list[str]]:
     """Call a network on trial and note what its tapped layers give out, and in which order they are called.
 
-    Nothing of the network, its inputs or the random state changes; user errors in the forward come as they are.
+    Flags, buffers, inputs and random states are afterwards as before; user errors in the forward come as they are.
     """
     order: list[str] = []
     modules = dict(net.named_modules(remove_duplicate=False))
     drops = any(getattr(module, "inplace", False) for module in modules.values() if "Dropout" in type(module).__name__)
-    watchers = [_Watcher(p, net.get_submodule(p.name), _leaves(modules, p.name), order) for p in points]
+    watchers = [_Watcher(p, modules[p.name], _leaves(modules, p.name), order) for p in points]
     counter = _SampleCounter()
     counted = [(module, counter) for module in modules.values() if takes_time_first(module)]
     with (

@@ -137,9 +137,11 @@ def check_names(net: nn.Module, names: Sequence[str], *, role: str) -> list[str]
             )
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     problems += [f"{role} {name!r} is tapped {names.count(name)} times; name it once" for name in twice]
-    first = {id(known[name]): name for name in reversed(names) if name in known}
-    same = [(first[id(known[name])], name) for name in names if name in known and first[id(known[name])] != name]
-    problems += [f"{role} {name!r} is the same layer as {other!r}; name it once" for other, name in dict.fromkeys(same)]
+    layers: dict[int, list[str]] = {}
+    for name in dict.fromkeys(name for name in names if name in known):
+        layers.setdefault(id(known[name]), []).append(name)
+    for first, *others in layers.values():
+        problems += [f"{role} {name!r} is the same layer as {first!r}; name it once" for name in others]
     return problems
 
 

@@ -102,9 +102,11 @@ class AuxNASWrapper(JoinedNets):
         if example_inputs is not None:
             inputs = self._route_example(as_inputs(example_inputs).copied())
             self._size(inputs)
-            nets = {PRIMARY: primary_net, **given.auxes}
-            own = {role: inputs[role] for role in nets if role == PRIMARY or inputs[role] is not inputs[PRIMARY]}
-            self._examples = {role: Example(call, nets[role]) for role, call in own.items()}
+            self._examples = {
+                role: Example(inputs[role], net)
+                for role, net in self._nets().items()
+                if role == PRIMARY or inputs[role] is not inputs[PRIMARY]
+            }
 
     # The gates that a forward goes by
 
@@ -362,7 +364,7 @@ class AuxNASWrapper(JoinedNets):
             return as_inputs(example_inputs)
         if not self._examples:
             return None
-        nets = {PRIMARY: self.primary_net, **self._aux_nets()}
+        nets = self._nets()
         inputs = {role: example.now(nets[role]) for role, example in self._examples.items()}
         call = inputs.pop(PRIMARY)
         own = {"aux_inputs": inputs if self._named else inputs["aux"]} if inputs else {}

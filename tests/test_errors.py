@@ -1,6 +1,7 @@
 """Bad input: one clear error that lists all problems and says what to type; the networks stay as they were."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -345,8 +346,6 @@ def test_one_layer_under_two_names_is_named_once():
 
 
 def test_a_norm_that_does_not_take_rows_is_an_error_when_it_is_made():
-    from functools import partial
-
     fusion = partial(CrossTaskFusion, norm=nn.BatchNorm2d)
     with pytest.raises(SearchError, match=r"norm makes a norm of rows \(rows, 6\), .*BatchNorm2d does not take"):
         AuxNASWrapper(Cnn(), Cnn(), ["layer1"], fusion=fusion, example_inputs=IMAGES)
@@ -422,8 +421,6 @@ def test_list_taps_prints_every_layer_in_call_order():
 
 
 def test_fusions_with_norm_and_activation_leave_an_exact_export():
-    from functools import partial
-
     for norm in (nn.LayerNorm, nn.BatchNorm1d):
         fusion = partial(CrossTaskFusion, norm=norm, activation=torch.nn.functional.gelu)
         net = Cnn()

@@ -40,6 +40,17 @@ def saved_tensor_hooks() -> tuple[Any, Any] | None:
     return hooks
 
 
+def dispatch_modes() -> list[Any]:
+    """The stack of dispatch modes in force."""
+    modes: list[Any] = dispatch._get_current_dispatch_mode_stack()
+    return modes
+
+
+def is_transforming() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return bool(_functorch.get_dynamic_layer_stack_depth())
+
+
 class Ambient:
     """The state of grad mode, autocast, modes, hooks, functorch and CUDA in the calling thread."""
 
@@ -48,7 +59,7 @@ class Ambient:
         devices = ["cpu", *(name for name in _DEVICES if getattr(torch, name).is_available())]
         self.autocast = [_autocast_state(device) for device in devices]
         self.function_modes = _overrides._get_current_function_mode_stack()
-        self.dispatch_modes = dispatch._get_current_dispatch_mode_stack()
+        self.dispatch_modes = dispatch_modes()
         self.saved_hooks = saved_tensor_hooks()
         self.functorch = _functorch_layers()
         self.streams = _cuda_streams()
@@ -106,7 +117,7 @@ def _autocast_state(device: str) -> dict[str, Any]:
 def _functorch_layers() -> list[Any]:
     """The stack of torch.func transforms, innermost first; without it they are silently wrong in another thread."""
     layers = []
-    while _functorch.get_dynamic_layer_stack_depth():
+    while is_transforming():
         layers.append(_functorch.pop_dynamic_layer_stack())
     for layer in reversed(layers):
         _functorch.push_dynamic_layer_stack(layer)

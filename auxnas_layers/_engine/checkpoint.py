@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from auxnas_layers._engine.ambient import Ambient, saved_tensor_hooks
+from auxnas_layers._engine.ambient import Ambient, dispatch_modes, saved_tensor_hooks
 from auxnas_layers._engine.hooks import hooked
 from auxnas_layers.errors import TapError
 from auxnas_layers.taps import Path, put_feature
@@ -40,7 +40,7 @@ def replay_when_recomputed(ambient: Ambient, module: nn.Module, path: Path, feat
     hooks = saved_tensor_hooks()
     if not ambient.grad or hooks is None or hooks == ambient.saved_hooks or hooks[0].__module__ != checkpoint.__name__:
         return
-    if any(type(mode).__module__ == checkpoint.__name__ for mode in Ambient().dispatch_modes):
+    if any(type(mode).__module__ == checkpoint.__name__ for mode in dispatch_modes()):
         raise TapError(
             "a tap lies in a selective activation checkpoint, which would take results of the edges for some of the "
             "region; leave out its context_fn, or checkpoint a region without the tap in it"

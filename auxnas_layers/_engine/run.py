@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from auxnas_layers._engine.ambient import Ambient
+from auxnas_layers._engine.ambient import is_transforming
 from auxnas_layers._engine.branch import Branch, Exchange
 from auxnas_layers._engine.lockstep import run_lockstep
 from auxnas_layers._engine.sequential import run_sequential
@@ -38,7 +38,7 @@ def refuse_transforms() -> None:
     Raises:
         LayoutError: If torch.func is at work.
     """
-    if Ambient().functorch:
+    if is_transforming():
         raise LayoutError(
             "the edges have no size yet, and cannot get one inside torch.func; give AuxNASWrapper(..., "
             "example_inputs=...), or call the wrapper once before"

@@ -117,31 +117,31 @@ def fit(
         model.to(memory_format=torch.channels_last)
     steps = method.stretch * settings.steps
     factor = settings.aux_weight * method.aux_factor * (TOO_STRONG if regime.control == "too strong" else 1.0)
-    for step in range(steps):
-        if step in (0, method.pretrains * steps // 2):  # pretraining is a training of its own, on all samples alike
-            weights, gates = optimisers(method, model, settings)
-            cycle = steps // (1 + method.pretrains)
-            schedule = OneCycleLR(weights, [group["lr"] for group in weights.param_groups], cycle)
-            first = torch.arange(len(train["input"])) if method.pretrains and not step else labelled
-            stream = batches(problem, train, first, regime, method.halves, seed)
-        progress = step / steps
-        auxes = auxes_at(progress, problem, method, watch)
-        losses_on = partial(losses_of, problem, model, auxes, progress, factor)
-        batch = next(stream)
-        if method.halves:
-            held_out, batch = batch, next(stream)
-        if method.halves and auxes:
+    phases = [torch.arange(len(train["input"])), labelled] if method.pretrains else [labelled]
+    cycle = steps // len(phases)
+    for phase, first in enumerate(phases):  # pretraining is a training of its own, on all samples alike
+        weights, gates = optimisers(method, model, settings)
+        schedule = OneCycleLR(weights, [group["lr"] for group in weights.param_groups], cycle)
+        stream = batches(problem, train, first, regime, method.halves, seed)
+        for step in range(phase * cycle, (phase + 1) * cycle):
+            progress = step / steps
+            auxes = auxes_at(progress, problem, method, watch)
+            losses_on = partial(losses_of, problem, model, auxes, progress, factor)
+            batch = next(stream)
+            if method.halves:
+                held_out, batch = batch, next(stream)
+            if method.halves and auxes:
+                model.zero_grad()
+                method.gate_backward(model, losses_on(held_out), partial(losses_on, batch))
+                gates.step()
+            if watch:
+                watch(progress, model, batch)
             model.zero_grad()
-            method.gate_backward(model, losses_on(held_out), partial(losses_on, batch))
-            gates.step()
-        if watch:
-            watch(progress, model, batch)
-        model.zero_grad()
-        method.backward(model, losses_on(batch))
-        weights.step()
-        if not method.halves:
-            gates.step()
-        schedule.step()
+            method.backward(model, losses_on(batch))
+            weights.step()
+            if not method.halves:
+                gates.step()
+            schedule.step()
     return model
 
 
