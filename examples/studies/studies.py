@@ -35,10 +35,13 @@ TRIALS = (
 MANY = (
     Settings(3e-3, 0.01, 3600, 3.0),
     Settings(3e-3, 0.01, 3600, 1.0),
+    Settings(3e-3, 0.01, 3600, 0.3),
     Settings(1e-3, 0.01, 3600, 1.0),
+    Settings(3e-3, 0.1, 3600, 1.0),
+    Settings(1e-2, 0.01, 3600, 1.0),
     Settings(1e-3, 0.1, 3600, 10.0),
 )
-"""With 1000 or more primary labels."""
+"""With 1000 or more primary labels; for single-task the first of each that differ by the auxiliary's weight alone."""
 TUNING_SEED = 100  # of no other run
 
 Found = Mapping[Run, Mapping[str, Any]]
@@ -47,7 +50,8 @@ Found = Mapping[Run, Mapping[str, Any]]
 def trials(problem: str, method: str, regime: Regime) -> list[Run]:
     """What the settings of a method are chosen from, by validation samples: the same for every method."""
     if not 0 < regime.labels < 1000:
-        judged, settings = ALL, MANY
+        alone = {(trial.lr, trial.weight_decay): trial for trial in reversed(MANY)}
+        judged, settings = ALL, tuple(alone.values()) if method == SINGLE else MANY
     elif PROBLEMS[problem].costly:
         judged, settings = FEW, tuple(replace(trial, steps=trial.steps // 2) for trial in TRIALS[:2])
     else:

@@ -391,6 +391,16 @@ def test_a_cell_takes_the_settings_of_the_best_trial():
     assert {cell.seeds for cell in main} == {10} and {cell.seeds for cell in studies.harm_cells()} == {5}
 
 
+@pytest.mark.parametrize("regime", [studies.FEW, studies.ALL], ids=regime_name)
+def test_the_network_alone_is_tuned_over_what_the_others_are_tuned_over_and_no_trial_is_done_twice(regime):
+    def tried(method):
+        settings = [run.settings for run in studies.trials(PROBLEM.name, method, regime)]
+        return [(trial.lr, trial.weight_decay, trial.steps) for trial in settings]
+
+    assert set(tried(SINGLE)) == set(tried(OURS)) == set(tried(SHARED))
+    assert len(tried(SINGLE)) == len(set(tried(SINGLE))) == 5 <= len(tried(OURS)) == len(tried(SHARED))
+
+
 def test_differences_are_paired():
     ours, base = {0: 10.0, 1: 21.0, 2: 33.0, 5: 1.0}, {0: 12.0, 1: 22.0, 2: 36.0, 4: 0.0}
     assert against(ours, base) == "-2.0 +- 2.5, 3 of 3"
