@@ -1,8 +1,9 @@
 """Pictures of the studies' runs: how far each method's error is from that of the network trained alone.
 
-python examples/studies/pictures.py  # draws main.png and problems.png in docs/results from its runs.jsonl
+python examples/studies/pictures.py  # draws main.png, problems.png and labels.png in docs/results from its runs.jsonl
 """
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,9 +19,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from methods import AUX_G, LIGHT, METHODS, OURS, PRETRAINED, SHARED, SINGLE
 from runs import FILE, read
-from studies import ALL, CONTROLLED, FEW, STUDIES, Found
+from studies import CONTROLLED, FEW, STUDIES, Found
 from study import half_width
-from tables import differences
+from tables import differences, regime_name
 from training import Regime
 
 Gains = Mapping[str, list[float]]
@@ -75,22 +76,40 @@ def draw_main(found: Found, file: Path) -> None:
 
 
 def draw_problems(found: Found, file: Path) -> None:
-    """The main methods on every problem, with few primary labels and with all."""
-    every = gains("few", found) | gains("labels", found)
-    titles = {FEW: "100 primary labels, all auxiliary labels", ALL: "all labels"}
+    """The main methods on every problem, with few primary labels."""
+    every = gains("few", found)
     problems = list(dict.fromkeys(problem for problem, _, _ in every))
-    regimes = [regime for regime in titles if any(used == regime for _, _, used in every)]
-    size = 3 + 4 * len(regimes), 1.5 + 0.5 * len(problems)
-    figure, axes = plt.subplots(
-        1, len(regimes), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
-    for ax, regime in zip(axes[0], regimes):
-        for place, ((method, control), colour) in enumerate(SHOWN.items()):
-            rows = {name: every.get((name, method, replace(regime, control=control)), []) for name in problems}
-            forest(ax, rows, colour, 0.13 * place - 0.33, f"{method}, permuted" if control else method)
-        ax.set_title(titles[regime])
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    finish(figure, axes[0], file)
+    figure, ax = plt.subplots(figsize=(9, 1.5 + 0.5 * len(problems)), layout="constrained")
+    for place, ((method, control), colour) in enumerate(SHOWN.items()):
+        rows = {name: every.get((name, method, replace(FEW, control=control)), []) for name in problems}
+        forest(ax, rows, colour, 0.13 * place - 0.33, f"{method}, permuted" if control else method)
+    ax.set_title("100 primary labels, all auxiliary labels")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    finish(figure, [ax], file)
+
+
+def draw_labels(found: Found, file: Path) -> None:
+    """Ours and a shared backbone by number of labels, a panel for each problem."""
+    every = gains("labels", found)
+    cells = STUDIES["labels"]()
+    problems = list(dict.fromkeys(cell.problem for cell in cells))
+    regimes = list(dict.fromkeys(cell.regime for cell in cells if not cell.regime.control))
+    lines = math.ceil(len(problems) / 3)
+    figure, axes = plt.subplots(lines, 3, figsize=(11, 2.5 * lines), sharex=True, sharey=True, layout="constrained")
+    for ax, problem in zip(axes.flat, problems):
+        for method, shift in ((SHARED, -0.1), (OURS, 0.1)):
+            run = {place: every[problem, method, r] for place, r in enumerate(regimes) if (problem, method, r) in every}
+            means, halves = [mean(values) for values in run.values()], [half_width(values) for values in run.values()]
+            spots = {"fmt": "o", "color": SHOWN[method, ""], "ms": 4, "lw": 1.5, "label": method}
+            ax.errorbar([place + shift for place in run], means, halves, **spots)
+        ax.axhline(0, color="0.7", lw=0.8, zorder=0)
+        ax.set_title(problem, fontsize=10)
+        ax.set_xticks(range(len(regimes)), [regime_name(regime).replace(" / ", "\n") for regime in regimes])
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    figure.supxlabel("samples with the primary label, and with the auxiliary one", fontsize=10)
+    figure.supylabel("error, % over that of single-task", fontsize=10)
+    figure.savefig(file, dpi=100)
+    plt.close(figure)
 
 
 def finish(figure: plt.Figure, axes: "list[Axes]", file: Path) -> None:
@@ -106,3 +125,4 @@ if __name__ == "__main__":
     found = read()
     draw_main(found, FILE.with_name("main.png"))
     draw_problems(found, FILE.with_name("problems.png"))
+    draw_labels(found, FILE.with_name("labels.png"))

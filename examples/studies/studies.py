@@ -23,7 +23,7 @@ STOPPED = (
 CORE = (SINGLE, MATCHED, PRETRAINED, SHARED, AUX_G, OURS, LIGHT)
 CONTROLLED = (SHARED, OURS)  # run with permuted auxiliary labels too
 FEW, ALL = Regime(100, plenty=True), Regime(0, plenty=False)
-BETWEEN = (Regime(300, True), Regime(100, False), Regime(1000, False))
+BETWEEN = (Regime(300, True), Regime(100, False), Regime(300, False), Regime(1000, False))
 TRIALS = (
     Settings(3e-3, 0.01, 1200, 3.0),
     Settings(1e-3, 0.1, 1200, 10.0),
@@ -127,12 +127,14 @@ def few_cells() -> list[Cell]:
 
 
 def label_cells() -> list[Cell]:
-    """Other numbers of labels; where all samples carry both, on other problems too, the main ones with the control."""
-    places = [(problem, regime) for problem in MAIN for regime in BETWEEN]
-    places += [(problem.name, ALL) for problem in PROBLEMS.values() if not problem.costly]
-    cells = [Cell(problem, method, regime) for problem, regime in places for method in (SINGLE, SHARED, OURS)]
+    """Numbers of labels, of one task and of both; where all samples carry both, the main problems with the control."""
+    problems = [name for name, problem in PROBLEMS.items() if not problem.costly]
+    regimes = FEW, *BETWEEN, ALL
+    cells = [Cell(p, method, regime) for p in problems for regime in regimes for method in (SINGLE, SHARED, OURS)]
     ours = [cell for cell in cells if cell.problem in MAIN and cell.method == OURS and cell.regime == ALL]
-    return cells + [replace(cell, regime=replace(ALL, control="permuted"), like=cell) for cell in ours]
+    controls = [replace(cell, regime=replace(ALL, control="permuted"), like=cell) for cell in ours]
+    ten = [cell for cell in cells if cell.problem in MAIN and cell.regime == FEW]  # of the study of few labels
+    return [replace(cell, seeds=MAIN_SEEDS) if cell in ten else cell for cell in cells + controls]
 
 
 def ablation_cells() -> list[Cell]:

@@ -89,32 +89,60 @@ def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Fou
 
 
 def core_table(cells: list[Cell], found: Found) -> None:
-    """For each problem and regime: methods against single-task, ours against them, the controls, all errors."""
-    rows: dict[tuple[str, Regime], dict[str, Cell]] = {}
+    """For each problem: methods against single-task, ours against them, the controls, all errors."""
+    rows: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         name = f"{cell.method}, permuted" if cell.regime.control else cell.method
-        rows.setdefault((cell.problem, replace(cell.regime, control="")), {})[name] = cell
+        rows.setdefault(cell.problem, {})[name] = cell
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    several = len({regime for _, regime in rows}) > 1
     gains, minus, controls, errors = [], [], [], []
-    for (problem, regime), row in rows.items():
+    for problem, row in rows.items():
         by_name = {name: cell.errors(found) for name, cell in row.items()}
         ours, single = by_name[OURS], by_name[SINGLE]
         if len(ours) < 2:
             continue
-        place = problem, regime_name(regime) if several else ""
-        gains.append((*place, *(against(by_name.get(name, {}), single, percent=True) for name in WAYS)))
-        minus.append((*place, *(against(ours, by_name.get(name, {}), percent=True) for name in OTHERS)))
+        gains.append((problem, *(against(by_name.get(name, {}), single, percent=True) for name in WAYS)))
+        minus.append((problem, *(against(ours, by_name.get(name, {}), percent=True) for name in OTHERS)))
         permuted = (against(by_name.get(f"{name}, permuted", {}), single, percent=True) for name in CONTROLLED)
-        controls.append((*place, *permuted, _stopped(row[OURS], found)))
-        errors.append((*place, *(average(by_name.get(name, {})) for name in names)))
-    head = "primary <- auxiliary", "labels"
+        controls.append((problem, *permuted, _stopped(row[OURS], found)))
+        errors.append((problem, *(average(by_name.get(name, {})) for name in names)))
+    head = "primary <- auxiliary"
     caption = "error minus that of single-task, in % of it, with its 95 % interval; on how many seeds it is lower"
-    show((*head, *WAYS.values()), gains, caption)
-    show((*head, *OTHERS.values()), minus, "error of ours minus that of others, in % of it")
+    show((head, *WAYS.values()), gains, caption)
+    show((head, *OTHERS.values()), minus, "error of ours minus that of others, in % of it")
     caption = "permuted auxiliary labels, against single-task; true ones that the rule stopped early + at half"
-    show((*head, *(f"{name}, permuted" for name in CONTROLLED), "stopped, mean cosine"), controls, caption)
-    show((*head, *names), errors, "errors, in the unit of each data set")
+    show((head, *(f"{name}, permuted" for name in CONTROLLED), "stopped, mean cosine"), controls, caption)
+    show((head, *names), errors, "errors, in the unit of each data set")
+
+
+def labels_table(cells: list[Cell], found: Found) -> None:
+    """For each problem and each number of labels: ours and a shared backbone, the control, all errors."""
+    at = {(cell.problem, cell.method, cell.regime): cell for cell in cells}
+    errors = {place: cell.errors(found) for place, cell in at.items()}
+    problems = list(dict.fromkeys(problem for problem, _, _ in at))
+    regimes = list(dict.fromkeys(regime for _, _, regime in at if not regime.control))
+
+    def by_labels(caption: str, text: Callable[[str, Regime], str]) -> None:
+        rows = [(problem, *(text(problem, regime) for regime in regimes)) for problem in problems]
+        show(("primary <- auxiliary", *map(regime_name, regimes)), (row for row in rows if any(row[1:])), caption)
+
+    def gain(method: str, base: str, control: str = "") -> Callable[[str, Regime], str]:
+        def text(problem: str, regime: Regime) -> str:
+            values = errors.get((problem, method, replace(regime, control=control)), {})
+            return against(values, errors[problem, base, regime], percent=True)
+
+        return text
+
+    def stopped(problem: str, regime: Regime) -> str:
+        return _stopped(at[problem, OURS, regime], found) if errors[problem, OURS, regime] else ""
+
+    by_labels("ours minus single-task, in % of it", gain(OURS, SINGLE))
+    by_labels("shared backbone minus single-task, in % of it", gain(SHARED, SINGLE))
+    by_labels("ours minus shared backbone, in % of it", gain(OURS, SHARED))
+    by_labels("ours with permuted auxiliary labels minus single-task, in % of it", gain(OURS, SINGLE, "permuted"))
+    by_labels("true auxiliaries that the rule stopped early + at half, mean cosine", stopped)
+    for method in BASES:
+        by_labels(f"error of {WAYS.get(method, method)}", lambda p, regime, m=method: average(errors[p, m, regime]))
 
 
 def ablation_table(cells: list[Cell], found: Found) -> None:
@@ -195,7 +223,7 @@ def _stopped(cell: Cell, found: Found) -> str:
 TABLES: dict[str, Callable[[list[Cell], Found], None]] = {
     "main": main_table,
     "few": core_table,
-    "labels": core_table,
+    "labels": labels_table,
     "ablations": ablation_table,
     "harm": harm_table,
     "rule": rule_table,

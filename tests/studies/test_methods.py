@@ -28,7 +28,7 @@ from methods import (
 )
 from problems import PROBLEMS
 from runs import Run
-from tables import against, regime_name
+from tables import against, labels_table, regime_name
 from torchjd.aggregation import Sum
 from training import (
     AlignmentWatch,
@@ -412,6 +412,33 @@ def test_differences_are_paired():
         "100 / 100",
     ]
     assert regime_name(studies.ALL) == "all / all"
+
+
+def test_numbers_of_labels_are_columns_and_what_has_not_run_is_empty(capsys):
+    cells = studies.label_cells()
+    found = {run: {"error": 1.0} for cell in cells for run in cell.trials()}
+    control = replace(studies.ALL, control="permuted")
+    for (method, regime), error in {
+        (SINGLE, studies.FEW): 20.0,
+        (OURS, studies.FEW): 15.0,
+        (SINGLE, studies.ALL): 10.0,
+        (OURS, studies.ALL): 9.0,
+        (OURS, control): 12.0,
+    }.items():
+        cell = next(c for c in cells if (c.problem, c.method, c.regime) == (studies.MAIN[0], method, regime))
+        watched = {"cosines": {"segmentation": [0.5]}, "explained": {"segmentation": [0.4]}} if method == OURS else {}
+        found |= {run: {"error": error, **watched} for run in cell.runs(found)}
+    labels_table(cells, found)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("| depth <- segmentation |")] == [
+        "| depth <- segmentation | -25.0 +- 0.0 %, 10 of 10 | -10.0 +- 0.0 %, 5 of 5 |",
+        "| depth <- segmentation | +20.0 +- 0.0 %, 0 of 5 |",
+        "| depth <- segmentation | 0 + 0 of 10, +0.50 | 0 + 0 of 5, +0.50 |",
+        "| depth <- segmentation | 20.00 | 10.00 |",
+        "| depth <- segmentation | 15.00 | 9.000 |",
+    ]
+    assert "| primary <- auxiliary | 100 / all | all / all |" in lines
+    assert not [line for line in lines if "rooms" in line]
 
 
 @pytest.mark.parametrize("study", studies.STUDIES)

@@ -60,7 +60,8 @@ def test_permuted_labels_are_found_out_and_true_ones_not_taken_for_them_but_in_t
 def test_the_pictures_are_drawn(found, tmp_path):
     pictures.draw_main(found, tmp_path / "main.png")
     pictures.draw_problems(found, tmp_path / "problems.png")
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("main.png", "problems.png"))
+    pictures.draw_labels(found, tmp_path / "labels.png")
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("main.png", "problems.png", "labels.png"))
 
 
 def test_the_published_costs_are_printed_by_their_command(capsys):
