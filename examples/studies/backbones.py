@@ -13,7 +13,7 @@ VIT_TAPS = ["trunk.blocks.0", "trunk.blocks.1", "trunk.blocks.2", "trunk.blocks.
 
 
 class ResNet(nn.Module):
-    """ResNet-18 of a quarter of the width at output stride 16; sums its stages at a quarter of the resolution."""
+    """ResNet-18 of output stride 16, its stages of a quarter of the width; sums them at a quarter of the resolution."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()

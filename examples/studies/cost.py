@@ -6,40 +6,48 @@ python examples/studies/cost.py --table  # prints the table of what is in docs/r
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the examples, whose data and networks the studies use
 
 import torch
-from methods import MATCHED, METHODS, NEVER_STOPPED, SHARED_STOPPED, SINGLE, Method
+from methods import MATCHED, METHODS, NEVER_STOPPED, OURS, SHARED_STOPPED, SINGLE, Method
 from problem import Batch
 from problems import PROBLEMS
 from runs import load
-from studies import FEW, MAIN
+from studies import FEW, MAIN, TRIALS
 from study import RESULTS, measured
 from tables import show
-from training import Settings, fit
+from training import AlignmentWatch, Settings, fit
 
 FILE = RESULTS / "cost.json"
 ROUNDS, STEPS = 7, 60
 MEASURED = [name for name in METHODS if name not in (MATCHED, SHARED_STOPPED)]  # whose steps are those of others
+RULE = "what the stop rule measures, spread over 1,200 steps"
 
 Times = dict[str, list[float]]
-"""CPU seconds of a step by method, one for each round; of methods that take more steps, times how many more."""
+"""CPU seconds of a step by method, one for each round; of methods that take more steps, times how many more.
+
+What the stop rule measures comes on top of it, for methods that have one.
+"""
 
 
 def measure(rounds: int, steps: int, fast: bool = False) -> Times:
     """Short training runs, in which edges close as in long ones; methods take turns, and the first round warms up."""
     torch.set_num_threads(1)
-    train = load(MAIN[0], fast)["train"]
-    times: Times = {name: [] for name in MEASURED}
+    data = load(MAIN[0], fast)
+    times: Times = {name: [] for name in (*MEASURED, RULE)}
     for _ in range(1 + rounds):
-        for name, kept in times.items():
+        for name in MEASURED:
             method = METHODS[name]
-            kept.append(seconds(replace(method, **NEVER_STOPPED) if method.unless_aligned else method, train, steps))
+            method = replace(method, **NEVER_STOPPED) if method.unless_aligned else method
+            times[name].append(seconds(method, data["train"], steps))
+        times[RULE].append(rule_seconds(data, steps))
     return {name: kept[1:] for name, kept in times.items()}
 
 
@@ -52,6 +60,29 @@ def seconds(method: Method, train: Batch, steps: int) -> float:
 
     fit(PROBLEMS[MAIN[0]], method, train, FEW, Settings(1e-3, 0.01, steps), 0, watch)
     return round(method.stretch * (starts[-1] - starts[0]) / (len(starts) - 1), 5)
+
+
+def rule_seconds(data: Mapping[str, Batch], steps: int) -> float:
+    """Of all that the stop rule measures in a run of ours that it does not stop, over the steps of a long run."""
+    rule = UnstoppedWatch(PROBLEMS[MAIN[0]], data["validation"])
+    spent: list[float] = []
+
+    def watch(*call: Any) -> None:
+        start = time.process_time()
+        rule(*call)
+        spent.append(time.process_time() - start)
+
+    method = replace(METHODS[OURS], **NEVER_STOPPED)
+    fit(PROBLEMS[MAIN[0]], method, data["train"], FEW, Settings(1e-3, 0.01, steps), 0, watch)
+    return round(sum(spent) / TRIALS[0].steps, 5)
+
+
+class UnstoppedWatch(AlignmentWatch):
+    """One that goes on, whatever it measures."""
+
+    def goes_on(self, name: str, progress: float) -> bool:
+        """It does."""
+        return True
 
 
 def print_table(times: Times) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from nets import Side
 from problem import Problem
 from torch import Tensor, nn
 from torchjd.aggregation import Aggregator, PCGrad, UPGrad
@@ -36,9 +37,8 @@ class Method:
 
     Args:
         stretch: How many times the steps of the settings it takes.
-        auxiliary: Whether there is anything but the primary network.
         halves: Whether a step is a gate step on one half of the data and a weight step on the other.
-        alone_from: Progress from which on the primary network is trained by itself.
+        alone_from: Progress from which on the primary network is trained by itself; 0: there is no other.
         unless_aligned: Whether auxiliaries go on even then if their alignment says that they help; one that has not
             been learned at all is left out earlier.
         pretrains: Whether the first half of the steps is a training of its own, on the auxiliary tasks alone.
@@ -46,7 +46,6 @@ class Method:
     """
 
     stretch: int = 1
-    auxiliary: bool = True
     halves: bool = False
     alone_from: float = 1.0
     unless_aligned: bool = False
@@ -212,23 +211,24 @@ class Joined(Method):
         """The primary, or for methods that need both networks at inference, these."""
         if self.served == "primary":
             return model.eval().export_primary(allow_open=True)
-        return First(model.eval().export_multitask())
+        return Side(model.eval().export_multitask(), 0)
 
 
 @dataclass(frozen=True)
 class LookAhead(Joined):
-    """Gates towards the auxiliary that are learned for the primary's held-out loss one step ahead.
+    """Gates towards the auxiliary that are learned for the primary's loss on other samples one step ahead.
 
     That loss, after a step of the auxiliary loss, has the gradient ``-lr d/dgate <g, dL_aux/dw>`` in a gate, with g its
-    gradient in the primary's weights w: taken by differences of the gates' gradients at ``w +- small * g``, as in
-    second-order DARTS (Liu et al., arXiv 1806.09055).
+    gradient in the primary's weights w: taken, up to the factor lr, by differences of the gates' gradients at w plus
+    and minus a piece of g, `small` long, as in second-order DARTS (Liu et al., arXiv 1806.09055). What these gates do
+    to the loss before the step, through edges into the primary that are still open, is left out.
     """
 
     halves: bool = True
     small: float = 1e-2
 
     def gate_backward(self, model: Any, losses: Losses, ahead: Callable[[], Losses]) -> None:
-        """Gradients of the primary's loss in its own gates, and ahead in those towards the auxiliary."""
+        """Gradients of the primary's loss in the gates into it, and ahead in those towards the auxiliary."""
         weights = list(model.primary_net.parameters())
         gates = [gate.alpha for name, gate in model.gates.items() if not name.endswith("to_primary")]
         (losses["primary"] + losses["penalty"]).backward()  # for gates towards the primary, this is all
@@ -241,7 +241,7 @@ class LookAhead(Joined):
             slopes.append(torch.autograd.grad(aux_loss(ahead()), gates, **options))
         _move_(weights, gradients, scale)
         for alpha, above, below in zip(gates, *slopes):
-            alpha.grad = below - above
+            alpha.grad = (below - above) / (2 * scale)
 
 
 @torch.no_grad()
@@ -253,17 +253,6 @@ def _move_(weights: list[nn.Parameter], gradients: list[Tensor], scale: float) -
 def aux_loss(losses: Losses) -> Tensor:
     """Sum of the auxiliary losses."""
     return torch.stack([loss for task, loss in losses.items() if task not in ("primary", "penalty")]).sum()
-
-
-class First(nn.Module):
-    """The primary's output of a network with several."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.net(inputs)[0]
 
 
 class PaperSearch(AuxNAS):
@@ -291,8 +280,8 @@ SINGLE, MATCHED, SHARED = "single-task", "single-task, same compute", "shared ba
 PRETRAINED = "pretrained by the auxiliary"
 SHARED_STOPPED, AUX_G, OURS, LIGHT = "shared backbone, our stop rule", "Aux-G", "ours", "ours, light auxiliary"
 METHODS: dict[str, Method] = {
-    SINGLE: Method(auxiliary=False),
-    MATCHED: Method(auxiliary=False, stretch=4),
+    SINGLE: Method(alone_from=0.0),
+    MATCHED: Method(alone_from=0.0, stretch=4),
     PRETRAINED: Pretrained(alone_from=0.5, stretch=2, pretrains=True),
     SHARED: SharedBackbone(),
     SHARED_STOPPED: SharedBackbone(**STOP_RULE),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Generator, Tensor, nn
 
@@ -16,18 +15,6 @@ Errors = Callable[[Tensor, Tensor], Tensor]
 """From outputs and labels of a batch to one number for each sample."""
 
 
-class Network(Protocol):
-    """A backbone and a head; ``net(inputs)`` is ``net.predict(net.features(inputs))``."""
-
-    def features(self, inputs: Tensor) -> Tensor:
-        """All but the head."""
-        ...
-
-    def predict(self, features: Tensor) -> Tensor:
-        """The head, which may be put on the backbone of another task's network."""
-        ...
-
-
 @dataclass(frozen=True)
 class Aux:
     """An auxiliary task.
@@ -37,13 +24,13 @@ class Aux:
         loss: Of its outputs, mean over a batch.
         taps: Layers to join, as `AuxNASWrapper` takes them.
         head: Makes a network that is only a head on listeners, and says which primary layers these hear, as
-            (primary layer, listener) pairs; for the light auxiliary. None if there is none.
+            (primary layer, listener) pairs; for the light auxiliary.
     """
 
     net: Callable[[], nn.Module]
     loss: Loss
     taps: Sequence[str | tuple[str, str]]
-    head: tuple[Callable[[], nn.Module], Sequence[tuple[str, str]]] | None = None
+    head: tuple[Callable[[], nn.Module], Sequence[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +43,8 @@ class Problem:
         load: Splits ``"train"``, ``"validation"``, ``"test"``, made once and kept in ``data/``; no level, document or
             other source of samples is in two of them. ``load(True)``: a few dozen samples, in
             seconds, to try code.
-        net: Makes the network of the primary task, a `Network`.
+        net: Makes the network of the primary task; ``net(inputs)`` is ``net.predict(net.features(inputs))``, and
+            `predict` may be put on the features of another task's network.
         loss: Of its outputs, mean over a batch.
         errors: Of its outputs, one number for each sample.
         auxes: Auxiliary tasks by name; their labels are in the batches under the same name.

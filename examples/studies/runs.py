@@ -46,9 +46,18 @@ def execute(run: Run, fast: bool) -> dict[str, Any]:
     start = time.perf_counter()
     model = fit(problem, method, data["train"], run.regime, run.settings, run.seed, watch)
     found: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
+    found |= {"processor": processor(), "torch": torch.__version__}
     if watch:
         found |= {"cosines": rounded(watch.cosines), "explained": rounded(watch.explained)}
     return found | {"error": evaluate(problem, method.export(model), data[run.split])}
+
+
+@lru_cache(1)
+def processor() -> str:
+    """What computes, by which results differ in their last digits, and with these where a run ends."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    about = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    return ", ".join(about.get(key, "") for key in ("model name", "cpu family", "model"))
 
 
 def rounded(measured: Mapping[str, list[float]]) -> dict[str, list[float]]:

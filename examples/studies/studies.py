@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from math import isnan
 from typing import Any
 
@@ -20,6 +21,7 @@ STOPPED = (
     "upper garment <- lower garment",
     "flight speed <- gate-to-gate time",
 )  # where the stop rule stops some true auxiliary, costly problems left out
+DIFFER = (*MAIN, "depth <- normals", "depth <- segmentation, ResNet-18 and ViT")  # ours and a shared backbone
 CORE = (SINGLE, MATCHED, PRETRAINED, SHARED, AUX_G, OURS, LIGHT)
 CONTROLLED = (SHARED, OURS)  # run with permuted auxiliary labels too
 FEW, ALL = Regime(100, plenty=True), Regime(0, plenty=False)
@@ -41,21 +43,22 @@ MANY = (
     Settings(1e-2, 0.01, 3600, 1.0),
     Settings(1e-3, 0.1, 3600, 10.0),
 )
-"""With 1000 or more primary labels; for single-task the first of each that differ by the auxiliary's weight alone."""
+"""With 1000 or more primary labels."""
 TUNING_SEED = 100  # of no other run
 
 Found = Mapping[Run, Mapping[str, Any]]
 
 
 def trials(problem: str, method: str, regime: Regime) -> list[Run]:
-    """What the settings of a method are chosen from, by validation samples: the same for every method."""
+    """What the settings of a method are chosen from, by validation samples; for single-task none of them twice."""
     if not 0 < regime.labels < 1000:
-        alone = {(trial.lr, trial.weight_decay): trial for trial in reversed(MANY)}
-        judged, settings = ALL, tuple(alone.values()) if method == SINGLE else MANY
+        judged, settings = ALL, MANY
     elif PROBLEMS[problem].costly:
         judged, settings = FEW, tuple(replace(trial, steps=trial.steps // 2) for trial in TRIALS[:2])
     else:
         judged, settings = FEW, TRIALS if problem in MAIN else TRIALS[:4]
+    if method == SINGLE:  # trials in a row that differ by the auxiliary's weight alone
+        settings = tuple(next(alike) for _, alike in groupby(settings, lambda s: (s.lr, s.weight_decay, s.steps)))
     judged = replace(judged, control=regime.control)
     return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in settings]
 
@@ -128,13 +131,13 @@ def few_cells() -> list[Cell]:
 
 def label_cells() -> list[Cell]:
     """Numbers of labels, of one task and of both; where all samples carry both, the main problems with the control."""
-    problems = [name for name, problem in PROBLEMS.items() if not problem.costly]
-    regimes = FEW, *BETWEEN, ALL
-    cells = [Cell(p, method, regime) for p in problems for regime in regimes for method in (SINGLE, SHARED, OURS)]
-    ours = [cell for cell in cells if cell.problem in MAIN and cell.method == OURS and cell.regime == ALL]
-    controls = [replace(cell, regime=replace(ALL, control="permuted"), like=cell) for cell in ours]
-    ten = [cell for cell in cells if cell.problem in MAIN and cell.regime == FEW]  # of the study of few labels
-    return [replace(cell, seeds=MAIN_SEEDS) if cell in ten else cell for cell in cells + controls]
+    cells = []
+    for problem in (name for name, problem in PROBLEMS.items() if not problem.costly):
+        for regime in (FEW, *BETWEEN, ALL):
+            seeds = MAIN_SEEDS if problem in MAIN and regime == FEW else SEEDS
+            cells += [Cell(problem, method, regime, seeds=seeds) for method in (SINGLE, SHARED, OURS)]
+    control = replace(ALL, control="permuted")
+    return cells + [Cell(problem, OURS, control, like=Cell(problem, OURS, ALL)) for problem in MAIN]
 
 
 def ablation_cells() -> list[Cell]:
@@ -167,9 +170,10 @@ def rule_cells() -> list[Cell]:
 
 
 def luck_cells() -> list[Cell]:
-    """Single-task under its second best settings too, by which its tuning may have missed the best."""
-    pairs = [(Cell(problem, SINGLE, FEW), Cell(problem, OURS, FEW)) for problem in PROBLEMS]
-    return [cell for single, ours in pairs for cell in (single, replace(single, place=1), ours)]
+    """Second best settings too, by which tuning may have missed the best: of single-task, of all where they differ."""
+    cells = [Cell(problem, method, FEW) for problem in PROBLEMS for method in (SINGLE, OURS)]
+    cells += [Cell(problem, SHARED, FEW) for problem in DIFFER]
+    return cells + [replace(cell, place=1) for cell in cells if cell.method == SINGLE or cell.problem in DIFFER]
 
 
 STUDIES: dict[str, Callable[[], list[Cell]]] = {

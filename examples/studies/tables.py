@@ -29,7 +29,8 @@ def against(ours: Errors, base: Errors, percent: bool = False) -> str:
     gains = differences(ours, base, percent)
     if len(gains) < 2 or ours is base:
         return ""
-    return f"{interval(gains)}{' %' * percent}, {sum(gain < 0 for gain in gains)} of {len(gains)}"
+    better, equal = sum(gain < 0 for gain in gains), sum(gain == 0 for gain in gains)
+    return f"{interval(gains)}{' %' * percent}, {better} of {len(gains)}" + f", {equal} equal" * (equal > 0)
 
 
 def differences(ours: Errors, base: Errors, percent: bool = False) -> list[float]:
@@ -83,7 +84,8 @@ def main_table(cells: list[Cell], found: Found) -> None:
 def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Found) -> tuple[str, ...]:
     name = f"{cell.method}, labels permuted" if cell.regime.control else cell.method
     s, method = cell.settings(found), METHODS[cell.method]
-    settings = f"{s.lr:g}, {s.weight_decay:g}, {method.stretch * s.steps}" + f", {s.aux_weight:g}" * method.auxiliary
+    settings = f"{s.lr:g}, {s.weight_decay:g}, {method.stretch * s.steps}"
+    settings += f", {s.aux_weight:g}" if method.alone_from else ""
     differences = (against(values, base.get(name, {})) for name in BASES)
     return name, f"{average(values)}, {len(values)} seeds", *differences, settings
 
@@ -155,14 +157,15 @@ def ablation_table(cells: list[Cell], found: Found) -> None:
 
 
 def luck_table(cells: list[Cell], found: Found) -> None:
-    """Ours against single-task under its best and its second best settings."""
-    lines = []
-    for best, second, ours in zip(cells[::3], cells[1::3], cells[2::3]):
-        singles, values = [cell.errors(found) for cell in (best, second)], ours.errors(found)
-        gains = (against(values, single, percent=True) for single in singles)
-        lines.append((best.problem, *map(average, singles), average(values), *gains))
-    head = "single-task", "single-task, second best settings", "ours", "minus single-task", "minus second best settings"
-    show(("primary <- auxiliary", *head), lines)
+    """Ours against others, under the best and the second best settings."""
+    errors = {(cell.problem, cell.method + ", second" * cell.place): cell.errors(found) for cell in cells}
+    for mine, theirs in (((0,), SINGLE), ((0, 1), SHARED)):
+        ours, others = [OURS + ", second" * place for place in mine], [theirs, f"{theirs}, second"]
+        lines = []
+        for problem in (problem for problem, name in errors if name == others[0]):
+            gains = (against(errors[problem, a], errors[problem, b], percent=True) for a in ours for b in others)
+            lines.append((problem, *(average(errors[problem, name]) for name in (*ours, *others)), *gains))
+        show(("primary <- auxiliary", *ours, *others, *(f"{a} minus {b}" for a in ours for b in others)), lines)
 
 
 def harm_table(cells: list[Cell], found: Found) -> None:
@@ -172,19 +175,11 @@ def harm_table(cells: list[Cell], found: Found) -> None:
     lines = []
     for cell, values in errors.items():
         auxiliary = "" if cell.method == SINGLE else cell.regime.control or "as it is"
-        place = cell.problem, regime_name(cell.regime)
         stopped = _stopped(cell, found) if METHODS[cell.method].unless_aligned and values else ""
-        lines.append((*place, cell.method, auxiliary, average(values), against(values, single[cell.problem]), stopped))
-    head = (
-        "primary <- auxiliary",
-        "labels",
-        "method",
-        "auxiliary",
-        "error",
-        "minus single-task",
-        "stopped, mean cosine",
-    )
-    show(head, (line for line in lines if line[4]))
+        gain = against(values, single[cell.problem])
+        lines.append((cell.problem, cell.method, auxiliary, average(values), gain, stopped))
+    head = "primary <- auxiliary", "method", "auxiliary", "error", "minus single-task", "stopped, mean cosine"
+    show(head, (line for line in lines if line[3]))
     print("taken for unlearned in all studies:", count_unlearned(found, "permuted"), "with permuted labels,", end=" ")
     print(count_unlearned(found, "too strong"), "with too strong a loss,", count_unlearned(found, ""), "of the others")
 

@@ -29,7 +29,7 @@ class Regime:
     Args:
         labels: Training samples that carry the primary label; 0: all.
         plenty: Whether all training samples carry the auxiliary labels; otherwise only those with the primary label.
-        control: "": none. "permuted": the auxiliary labels of another sample each. "too strong": auxiliary losses x 10.
+        control: "": none. "permuted": auxiliary labels shuffled among the samples. "too strong": auxiliary losses x 10.
     """
 
     labels: int
@@ -129,10 +129,10 @@ def fit(
             losses_on = partial(losses_of, problem, model, auxes, progress, factor)
             batch = next(stream)
             if method.halves:
-                held_out, batch = batch, next(stream)
+                for_gates, batch = batch, next(stream)
             if method.halves and auxes:
                 model.zero_grad()
-                method.gate_backward(model, losses_on(held_out), partial(losses_on, batch))
+                method.gate_backward(model, losses_on(for_gates), partial(losses_on, batch))
                 gates.step()
             if watch:
                 watch(progress, model, batch)
@@ -197,8 +197,6 @@ def optimisers(method: Method, model: Any, settings: Settings) -> tuple[Optimize
 
 def auxes_at(progress: float, problem: Problem, method: Method, watch: Any = None) -> list[str]:
     """The auxiliary tasks that are trained; a method that asks for their alignment needs an `AlignmentWatch`."""
-    if not method.auxiliary:
-        return []
     if method.unless_aligned:
         return [name for name in problem.auxes if watch.goes_on(name, progress)]
     return list(problem.auxes) if progress < method.alone_from else []

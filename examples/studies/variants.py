@@ -32,7 +32,7 @@ ABLATIONS: dict[str, dict[str, Method]] = {
     "taps": {"the last tap": replace(DEFAULT, taps=(3,)), "the first two taps": replace(DEFAULT, taps=(0, 1))},
     "closing": {
         "closing from 0.4 to 0.7": ours(close=(0.4, 0.7)),
-        "cut at the end": replace(DEFAULT, search=PaperSearch()),
+        "cut at the end": replace(DEFAULT, search=PaperSearch(l1=0.0)),
         "sigmoid gates": ours(aux_to_primary=SigmoidGate),
     },
     "gates towards the auxiliary": {
