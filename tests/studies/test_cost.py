@@ -2,7 +2,6 @@
 
 import cost
 from methods import LIGHT, OURS, SINGLE
-from training import is_learned
 
 
 def test_every_method_takes_its_turns_and_two_networks_cost_more_than_a_head():
@@ -12,17 +11,10 @@ def test_every_method_takes_its_turns_and_two_networks_cost_more_than_a_head():
     assert min(times[cost.RULE]) > 0
 
 
-def test_the_rule_is_measured_thirty_times_whatever_it_finds(monkeypatch):
-    measured = []
-    monkeypatch.setattr(cost.AlignmentWatch, "_explain", lambda watch, *_: watch.explained["segmentation"].append(0.0))
-    monkeypatch.setattr(cost.UnstoppedWatch, "__call__", record(cost.UnstoppedWatch.__call__, measured))
-    cost.rule_seconds(cost.load(cost.MAIN[0], True), cost.STEPS)
-    assert len(measured[-1].cosines["segmentation"]) == 30 and not is_learned(measured[-1].explained["segmentation"])
-
-
-def record(call, watches):
-    """The call, of which the first argument is kept."""
-    return lambda watch, *args: (watches.append(watch), call(watch, *args))[1]
+def test_the_rule_is_timed_to_its_end_whatever_it_finds():
+    rule = cost.UnstoppedWatch(cost.PROBLEMS[cost.MAIN[0]], {})
+    rule.explained = {"segmentation": [0.0]}
+    assert rule.goes_on("segmentation", 0.9) and not cost.AlignmentWatch.goes_on(rule, "segmentation", 0.9)
 
 
 def test_ratios_are_those_within_a_round(capsys):
