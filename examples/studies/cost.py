@@ -23,12 +23,12 @@ from runs import load
 from studies import FEW, MAIN, TRIALS
 from study import RESULTS, measured
 from tables import show
-from training import AlignmentWatch, Settings, fit
+from training import AlignmentWatch, Settings, Watch, fit
 
 FILE = RESULTS / "cost.json"
 ROUNDS, STEPS = 7, 60
 MEASURED = [name for name in METHODS if name not in (MATCHED, SHARED_STOPPED)]  # whose steps are those of others
-RULE = "what the stop rule measures, spread over 1,200 steps"
+RULE = f"what the stop rule measures, spread over {TRIALS[0].steps:,} steps"
 
 Times = dict[str, list[float]]
 """CPU seconds of a step by method, one for each round; of methods that take more steps, times how many more.
@@ -58,7 +58,7 @@ def seconds(method: Method, train: Batch, steps: int) -> float:
     def watch(*_: object) -> None:
         starts.append(time.process_time())
 
-    fit(PROBLEMS[MAIN[0]], method, train, FEW, Settings(1e-3, 0.01, steps), 0, watch)
+    short_run(method, train, steps, watch)
     return round(method.stretch * (starts[-1] - starts[0]) / (len(starts) - 1), 5)
 
 
@@ -72,9 +72,13 @@ def rule_seconds(data: Mapping[str, Batch], steps: int) -> float:
         rule(*call)
         spent.append(time.process_time() - start)
 
-    method = replace(METHODS[OURS], **NEVER_STOPPED)
-    fit(PROBLEMS[MAIN[0]], method, data["train"], FEW, Settings(1e-3, 0.01, steps), 0, watch)
+    short_run(replace(METHODS[OURS], **NEVER_STOPPED), data["train"], steps, watch)
     return round(sum(spent) / TRIALS[0].steps, 5)
+
+
+def short_run(method: Method, train: Batch, steps: int, watch: Watch) -> None:
+    """One that is timed by its watch."""
+    fit(PROBLEMS[MAIN[0]], method, train, FEW, Settings(1e-3, 0.01, steps), 0, watch)
 
 
 class UnstoppedWatch(AlignmentWatch):

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from methods import AUX_G, LIGHT, METHODS, OURS, PRETRAINED, SHARED, SINGLE
 from runs import FILE, read
-from studies import CONTROLLED, FEW, STUDIES, Found
+from studies import ALL, BETWEEN, CONTROLLED, FEW, STUDIES, Found
 from study import half_width
 from tables import differences, regime_name
 from training import Regime
@@ -91,9 +91,7 @@ def draw_problems(found: Found, file: Path) -> None:
 def draw_labels(found: Found, file: Path) -> None:
     """Ours and a shared backbone by number of labels, a panel for each problem."""
     every = gains("labels", found)
-    cells = STUDIES["labels"]()
-    problems = list(dict.fromkeys(cell.problem for cell in cells))
-    regimes = list(dict.fromkeys(cell.regime for cell in cells if not cell.regime.control))
+    problems, regimes = list(dict.fromkeys(problem for problem, _, _ in every)), (FEW, *BETWEEN, ALL)
     lines = math.ceil(len(problems) / 3)
     figure, axes = plt.subplots(lines, 3, figsize=(11, 2.5 * lines), sharex=True, sharey=True, layout="constrained")
     for ax, problem in zip(axes.flat, problems):

@@ -50,14 +50,14 @@ Found = Mapping[Run, Mapping[str, Any]]
 
 
 def trials(problem: str, method: str, regime: Regime) -> list[Run]:
-    """What the settings of a method are chosen from, by validation samples; for single-task none of them twice."""
+    """What the settings of a method are chosen from, by validation samples; without an auxiliary none of them twice."""
     if not 0 < regime.labels < 1000:
         judged, settings = ALL, MANY
     elif PROBLEMS[problem].costly:
         judged, settings = FEW, tuple(replace(trial, steps=trial.steps // 2) for trial in TRIALS[:2])
     else:
         judged, settings = FEW, TRIALS if problem in MAIN else TRIALS[:4]
-    if method == SINGLE:  # trials in a row that differ by the auxiliary's weight alone
+    if not METHODS[method].alone_from:  # no trials in a row that differ by the auxiliary's weight alone
         settings = tuple(next(alike) for _, alike in groupby(settings, lambda s: (s.lr, s.weight_decay, s.steps)))
     judged = replace(judged, control=regime.control)
     return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in settings]
