@@ -50,7 +50,10 @@ Found = Mapping[Run, Mapping[str, Any]]
 
 
 def trials(problem: str, method: str, regime: Regime) -> list[Run]:
-    """What the settings of a method are chosen from, by validation samples; without an auxiliary none of them twice."""
+    """What the settings of a method are chosen from, by validation samples; without an auxiliary none of them twice.
+
+    With fewer than 1000 primary labels they have 100 of them, with more they have all.
+    """
     if not 0 < regime.labels < 1000:
         judged, settings = ALL, MANY
     elif PROBLEMS[problem].costly:
@@ -59,7 +62,7 @@ def trials(problem: str, method: str, regime: Regime) -> list[Run]:
         judged, settings = FEW, TRIALS if problem in MAIN else TRIALS[:4]
     if not METHODS[method].alone_from:  # no trials in a row that differ by the auxiliary's weight alone
         settings = tuple(next(alike) for _, alike in groupby(settings, lambda s: (s.lr, s.weight_decay, s.steps)))
-    judged = replace(judged, control=regime.control)
+    judged = replace(judged, plenty=regime.plenty, control=regime.control)
     return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in settings]
 
 

@@ -387,6 +387,8 @@ def test_a_cell_takes_the_settings_of_the_best_trial():
     assert [replace(cell, place=place).settings(found) for place in (0, 1)] == [
         run.settings for run in sorted(cell.trials(), key=lambda run: found[run]["error"])[:2]
     ]
+    few = Regime(100, False)  # where the auxiliary is as scarce, it is in the trials too
+    assert {run.regime for both in (few, Regime(300, False)) for run in replace(cell, regime=both).trials()} == {few}
     like = studies.Cell(PROBLEM.name, SHARED, Regime(0, False), cell)
     assert [run.settings for run in like.runs(found)] == [best.settings] * 5
     found[cell.trials()[0]] = {"error": float("nan")}
