@@ -1,4 +1,4 @@
-"""A sample of the models: `make test-models ARGS="--every 4"`."""
+"""A sample of the models: `make test-models ARGS="--every 6"`."""
 
 from collections import defaultdict
 
