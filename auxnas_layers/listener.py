@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class Listener(nn.Module):
     """A layer without a feature of its own: zeros, to which its tap adds what it hears.
 
-    An auxiliary network of listeners and a head has no backbone, so training it costs little more than the primary
-    alone. Only edges from the primary make sense with it: ``search=AuxG()``.
+    An auxiliary network of listeners and a head has no backbone, so training it costs somewhat more than two heads on
+    one backbone. Only edges from the primary make sense with it: ``search=AuxG()``.
 
     Args:
         channels: Channels ``C`` of the feature.
