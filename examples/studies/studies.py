@@ -55,14 +55,14 @@ def trials(problem: str, method: str, regime: Regime) -> list[Run]:
     With fewer than 1000 primary labels they have 100 of them, with more they have all.
     """
     if not 0 < regime.labels < 1000:
-        labels, settings = 0, MANY
+        like, settings = ALL, MANY
     elif PROBLEMS[problem].costly:
-        labels, settings = 100, tuple(replace(trial, steps=trial.steps // 2) for trial in TRIALS[:2])
+        like, settings = FEW, tuple(replace(trial, steps=trial.steps // 2) for trial in TRIALS[:2])
     else:
-        labels, settings = 100, TRIALS if problem in MAIN else TRIALS[:4]
+        like, settings = FEW, TRIALS if problem in MAIN else TRIALS[:4]
     if not METHODS[method].alone_from:  # no trials in a row that differ by the auxiliary's weight alone
         settings = tuple(next(alike) for _, alike in groupby(settings, lambda s: (s.lr, s.weight_decay, s.steps)))
-    judged = replace(regime, labels=labels)  # auxiliary labels as plenty as they are there
+    judged = replace(regime, labels=like.labels)  # auxiliary labels as plenty as they are there
     return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in settings]
 
 
