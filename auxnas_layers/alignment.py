@@ -85,7 +85,10 @@ class Alignment:
             raise SearchError("no parameter of the primary requires gradients, so no auxiliary can help or harm it")
         if not loss.requires_grad:
             raise SearchError(f"{name} has no gradient; compute it anew at each call, outside torch.no_grad()")
-        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        try:  # several losses may come from one forward
+            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        except RuntimeError:  # compiled layers refuse to keep their graph; any other error comes again
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise SearchError(f"{name} does not depend on the primary: compute it from the wrapper's own networks")
         pairs = zip(found, parameters, strict=True)
@@ -155,7 +158,8 @@ def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: 
         labels: Of the same samples, ``(b, ...)``; each sample gets those of another, half a batch away if it can be.
 
     Returns:
-        The share, unitless; 1 where the loss is 0, below 0 where the labels of others fit better.
+        The share, unitless; 1 where the loss is 0 (0 where it is so with labels of others, too), below 0 where the
+        labels of others fit better.
 
     Raises:
         SearchError: If there are fewer than two samples, or the loss is negative or not finite.

@@ -113,6 +113,7 @@ class FeatureExchange:
         }
         self.heard = {source for edges in self.open.values() for source, _ in edges.values()}
         self.features: dict[Place, tuple[Tensor, int]] = {}
+        self.handed: dict[Place, tuple[Tensor, int]] = {}
         self.aligned: dict[tuple[Place, Layout, torch.Size, torch.device], Tensor] = {}
 
     @property
@@ -136,7 +137,13 @@ class FeatureExchange:
         fused = self.fusions[place].fuse(feature, edges)
         # The next layer overwrites it; what stands last in such a fusion may need it for its gradient, as a ReLU does.
         needed = self.seen[place].overwritten and not self.fusions[place].residual
+        if edges:
+            self.handed[place] = fused, version(fused)
         return fused.clone() if needed else fused
+
+    def overwritten(self) -> list[Place]:
+        """Layers whose fused feature the network has overwritten: it will do so with its own once no edge is open."""
+        return [place for place, (fused, before) in self.handed.items() if version(fused) != before]
 
     def _bring(self, source: Place, target: Place, feature: Tensor) -> Tensor:
         """The feature of a source as its target needs it; once for all targets of one layout and shape."""

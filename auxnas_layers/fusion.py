@@ -175,13 +175,13 @@ class Fusion(nn.Module):
     @torch.no_grad()
     def _start_(self, sizes: tuple[int, ...], device: torch.device | None, dtype: torch.dtype | None) -> None:
         shapes = [self.weight_shape(sizes[0], count) for count in sizes[1:]]  # may refuse
+        self.build(sizes[0])  # may refuse as well
         for j, shape in enumerate(shapes):
             if device and self.weights[j].is_meta != (device.type == "meta"):  # torch cannot size it in place
                 self.weights[j] = nn.Parameter(torch.empty(shape, device=device, dtype=dtype or self.weights[j].dtype))
             else:
                 self.weights[j].materialize(shape, device=device, dtype=dtype)
             self.start_weight_(self.weights[j], self.share(j))
-        self.build(sizes[0])
         like = self.weights[0] if len(self.weights) else torch.empty(0, device=device, dtype=dtype)
         self.to(like)  # what was built follows, also where the dtype came by to() before the sizes
         self.train(self.training)

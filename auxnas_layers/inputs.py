@@ -155,12 +155,12 @@ def undisturbed(*nets: nn.Module, training: bool | None = False) -> Iterator[Non
                 module.training = before
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
-            with torch.no_grad():
-                for buffer, (value, count) in values.items():
-                    _restore_(buffer, value, count)
             random.setstate(states[0])
             if numpy_random:
                 numpy_random.set_state(states[1])
+            with torch.no_grad():
+                for buffer, (value, count) in values.items():
+                    _restore_(buffer, value, count)
             torch.clear_autocast_cache()  # a trial without gradients may have filled it with casts that have none
 
 
@@ -184,5 +184,7 @@ def _restore_(buffer: Tensor, value: Tensor, count: int) -> None:
         unchanged = same(buffer, value)  # by value, since changes through .data are not counted
     else:
         unchanged = version(buffer) == count
-    if not unchanged:
+    if buffer.shape != value.shape:
+        buffer.data = value  # it was resized in place, as observers for quantization are at their first call
+    elif not unchanged:
         buffer.copy_(value)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from threading import Lock
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -134,6 +135,8 @@ class JoinedNets(nn.Module):
         exchange = FeatureExchange(self._heard, seen, self._fusions_by_place(), gates)
         primary, auxes = self._branches(inputs)
         primary_output, aux_outputs = run(primary, auxes, exchange, lockstep=exchange.primary_hears)
+        for place in exchange.overwritten():  # in train mode alone, or the trial would have shown it
+            seen[place] = replace(seen[place], overwritten=True)
         return AuxNASOutput(primary_output, aux_outputs if self._named else aux_outputs["aux"])
 
     def _gates_now(self) -> Gates:

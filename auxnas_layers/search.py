@@ -125,7 +125,7 @@ class AuxNAS:
     training, so that every gate is exactly closed from then on, whatever the scale of the losses.
 
     Args:
-        close: Progress at which the aux-to-primary gates start and end closing.
+        close: Progress at which the aux-to-primary gates start and end closing; ``step / total_steps`` is never 1.
         l1: Weight of the L1 penalty on the aux-to-primary gates, in units of the loss; it ramps up as they close.
         aux_to_primary: Makes the aux-to-primary gates, from their number and starting value.
         aux_to_primary_start: Value at which they start, in (0, 1].

@@ -1,6 +1,7 @@
 """Suggesting taps: the stages or blocks of two networks, paired by relative depth."""
 
 from collections.abc import Mapping, Sequence
+from statistics import mode
 from typing import Any
 
 import torch
@@ -170,9 +171,10 @@ class _Network:
         }
         self.unused = {name for name, one in recorders.items() if not any(id(t) in used for t in one.found.values())}
         tensors = [tensor for _, tensor in features((call.args, dict(call.kwargs))) if tensor.dim()]
-        self.batch = tensors[0].shape[0] if tensors else None
-        self.selects = {name: one.select(used, self.batch) for name, one in recorders.items() if one.called}
+        batch = tensors[0].shape[0] if tensors else None
+        self.selects = {name: one.select(used, batch) for name, one in recorders.items() if one.called}
         self.seen, order = observe(net, call, [Point(name, select=select) for name, select in self.selects.items()])
+        self.batch = self._batch(batch)
         self.order = {name: i for i, name in enumerate(order)}
         self.work: dict[str, int] = dict.fromkeys(self.modules, 0)
         for leaf in order:
@@ -180,6 +182,15 @@ class _Network:
                 for end in [i for i, letter in enumerate(leaf) if letter == "."] + [len(leaf)]:
                     self.work[leaf[:end]] = self.work.get(leaf[:end], 0) + 1
                 self.work[""] += 1
+
+    def _batch(self, first: int | None) -> int | None:
+        """Number of samples: the first input's first axis, unless no layer within keeps it; then what most have."""
+        found = [
+            seen.shape[seen.layout.batch_dim]
+            for name, seen in self.seen.items()
+            if seen.shape and seen.layout and name not in self.returned
+        ]
+        return first if first in found or not found else mode(found)
 
     def points(self) -> list[Point]:
         """The layers to tap.

@@ -177,7 +177,8 @@ def _items(output: Any) -> Iterable[tuple[Key, Any]]:
 
 def is_feature(tensor: Tensor) -> bool:
     """Whether a tensor can be fused: dense, floating, with a batch and channels."""
-    return tensor.is_floating_point() and tensor.dim() >= 2 and tensor.layout is torch.strided
+    dense = tensor.layout is torch.strided and not tensor.is_nested  # a nested tensor may be called strided
+    return dense and tensor.is_floating_point() and tensor.dim() >= 2
 
 
 def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:

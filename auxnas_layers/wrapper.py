@@ -172,7 +172,7 @@ class AuxNASWrapper(JoinedNets):
                 # and refuses a second gradient. Elsewhere they get zeros, which gradient scalers ask for.
                 soft = soft.detach().requires_grad_(soft.requires_grad)
             term = search.penalty(soft, costs[direction], progress, to_primary=inward)
-            penalty = penalty + torch.as_tensor(term).to(penalty.device)
+            penalty = penalty + torch.as_tensor(term).to(penalty.device) + 0 * soft.sum().to(penalty.device)
         return penalty
 
     def _costs(self) -> dict[str, list[float]]:

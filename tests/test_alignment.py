@@ -219,6 +219,18 @@ def test_sparse_gradients_are_as_good_as_dense_ones():
     assert alignment.cosines["aux"] == [pytest.approx(1.0)]
 
 
+def test_several_losses_may_come_from_one_forward():
+    net, x = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), torch.ones(2, 2)
+    wrapper = AuxNASWrapper(
+        net, {"a": copy.deepcopy(net), "b": copy.deepcopy(net)}, {"a": ["0"], "b": ["0"]}, example_inputs=x
+    )
+    alignment = Alignment(wrapper)
+    alignment.measure(
+        lambda: wrapper.primary_net(x).sum(), lambda: {k: v.square().sum() for k, v in wrapper(x).aux.items()}
+    )
+    assert set(alignment.cosines) == {"a", "b"}
+
+
 @pytest.mark.parametrize("noise", [False, True])
 def test_an_auxiliary_is_learned_if_its_labels_can_be_predicted(noise):
     torch.manual_seed(0)

@@ -19,9 +19,11 @@ from zoo import Checkpointed, Cnn, Unchecked
 
 from auxnas_layers import (
     MTLNAS,
+    Alignment,
     AuxG,
     AuxNAS,
     AuxNASWrapper,
+    ClampedGate,
     CrossStitchFusion,
     CrossTaskFusion,
     NDDRFusion,
@@ -173,6 +175,15 @@ def test_a_gradient_scaler_takes_two_losses_in_one_backward_pass_or_in_two(way, 
     scaler.update()
     moved = [name for name, p in wrapper.named_parameters() if not torch.equal(p, before[name])]
     assert set(moved) == {name for name, gradient in expected.items() if gradient is not None and gradient.any()}
+
+
+def test_a_gradient_scaler_steps_gates_that_are_all_closed():
+    wrapper = wrap("aux-g", search=AuxG(primary_to_aux=ClampedGate))
+    wrapper.gates["primary_to_aux"].set_([0.0] * len(wrapper.gates["primary_to_aux"].closed))
+    gates, scaler = torch.optim.Adam(wrapper.arch_parameters()), torch.amp.GradScaler("cpu")
+    scaler.scale(loss_of(wrapper(X)) + wrapper.search_penalty(0.5)).backward()
+    scaler.step(gates)
+    assert not any(wrapper.gates["primary_to_aux"].values())
 
 
 @every_way
@@ -340,6 +351,23 @@ def compiler():
     torch.compiler.reset()
     yield testing
     torch.compiler.reset()
+
+
+@ignores_dynamos_look_at_grad
+def test_alignment_is_measured_through_compiled_blocks(compiler):
+    cosines = []
+    for backend in (None, "aot_eager"):
+        torch.manual_seed(0)
+        nets = [nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)) for _ in range(2)]
+        for net in nets if backend else ():
+            net.compile(backend=backend)
+        primary, aux = (nn.Sequential(nn.Linear(5, 8), net, nn.Linear(8, 2)) for net in nets)
+        wrapper = AuxNASWrapper(primary, aux, ["1"], example_inputs=X)
+        loss_of(wrapper(X)).backward()
+        alignment = Alignment(wrapper)
+        alignment.measure(lambda w=wrapper: loss_of(w.primary_net(X)), lambda w=wrapper: loss_of(w(X).aux))
+        cosines += alignment.cosines["aux"]
+    assert cosines[0] == pytest.approx(cosines[1], abs=1e-5)
 
 
 @pytest.mark.parametrize("way", ONE_OF_EACH)

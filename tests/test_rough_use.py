@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 import types
 from functools import partial
 
@@ -78,6 +79,18 @@ def test_a_feature_that_is_overwritten_in_train_mode_alone_is_an_error():
     wrapper.eval()(X)
 
 
+def test_a_feature_that_is_overwritten_in_train_mode_alone_does_not_end_training_when_edges_close():
+    class Drops(Mlp):
+        def after(self, x):
+            return F.dropout(x, 0.5, self.training, inplace=True)
+
+    wrapper = wrap(Drops(), Drops(), search=AuxNAS())
+    for progress in (0.0, 0.2, 0.5, 1.0):
+        output = wrapper(X)
+        (loss_of(output.primary) + loss_of(output.aux) + wrapper.search_penalty(progress)).backward()
+    assert not any(wrapper.gates["aux_to_primary"].values())
+
+
 def test_the_user_may_overwrite_an_output_that_is_a_tapped_feature():
     wrapper = wrap(taps=["a", "head"])
     output = wrapper(X)
@@ -110,7 +123,32 @@ def test_the_first_forward_may_run_without_gradients(mode):
     assert all(parameter.grad is not None for parameter in wrapper.fusion_parameters())
 
 
+def test_a_first_forward_that_fails_fails_again_in_the_same_words():
+    wrapper = wrap(example_inputs=None, search=AuxG(), fusion=partial(CrossTaskFusion, norm=nn.BatchNorm2d))
+    for _ in range(2):
+        with pytest.raises(SearchError, match=r"norm makes a norm of rows \(rows, 8\)"):
+            wrapper(X)
+
+
 # What trial calls must leave
+
+
+def test_buffers_that_a_forward_resizes_are_left_as_they_were():
+    class Observes(Mlp):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("least", torch.empty(0))
+
+        def after(self, x):
+            random.random()
+            self.least.resize_(8).copy_(x.detach().amin(0))
+            return x
+
+    primary, state = Observes(), random.getstate()
+    wrapper = wrap(primary)
+    assert primary.least.shape == (0,) and random.getstate() == state
+    loss_of(wrapper(X).primary).backward()
+    assert primary.least.shape == (8,)
 
 
 def test_buffers_that_a_forward_reassigns_are_left_as_they_were():

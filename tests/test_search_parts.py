@@ -788,8 +788,9 @@ def test_outputs_without_one_feature_are_described(output, select, message):
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # older torch says so once
-def test_a_nested_tensor_is_no_feature():
-    nested = torch.nested.nested_tensor([X, X], layout=torch.jagged)
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_a_nested_tensor_is_no_feature(layout):
+    nested = torch.nested.nested_tensor([X, X], layout=layout)
     refuses(TapError, f"gives no feature but a nested or sparse one; {FUSED}", find_feature, nested, None)
 
 

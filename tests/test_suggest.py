@@ -1,5 +1,7 @@
 """Suggested taps: stages and blocks of small networks of every shape, and what is left out."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers import assert_same, assert_unchanged, snapshot, split, stir_
@@ -245,6 +247,40 @@ def test_keyword_inputs_and_inputs_of_ones_own():
     ]
     small = Inputs((torch.randn(2, 3, 8, 8),))
     assert len(suggest_taps(Stages(), Vit(), IMAGES, aux_inputs=small)) == 3
+
+
+class Sequence(Part):
+    def __init__(self, batch_first):
+        nn.Module.__init__(self)
+        layers = [nn.TransformerEncoderLayer(4, 2, 8, batch_first=batch_first) for _ in range(2)]
+        self.blocks, self.head = nn.ModuleList(layers), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(super().forward(x))
+
+
+class Listed(Part):
+    def forward(self, images):
+        return super().forward(torch.stack(images))
+
+
+class Video(Part):
+    def forward(self, frames):
+        return super().forward(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
+
+
+@pytest.mark.parametrize(
+    "make, inputs",
+    [
+        (partial(Sequence, True), torch.randn(3, 5, 4)),
+        (partial(Sequence, False), torch.randn(5, 3, 4)),
+        (partial(Listed, 3), list(IMAGES)),
+        (partial(Video, 3), IMAGES[None].expand(4, 2, 3, 16, 16)),
+    ],
+    ids=["batch-first", "time-first", "list", "video"],
+)
+def test_samples_need_not_come_first_in_the_inputs(make, inputs):
+    assert suggest_taps(make(), make(), inputs) == ["blocks.0", "blocks.1"]
 
 
 def test_nothing_to_tap_is_an_error_that_says_in_which_network():
