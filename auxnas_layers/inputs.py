@@ -53,7 +53,8 @@ class Inputs:
             if sys.version_info >= (3, 11) and not isinstance(error, AuxNASError):
                 error.add_note(
                     f"auxnas_layers called {type(net).__name__}{self} on trial. Example inputs are a tensor, a tuple "
-                    "of positional arguments, or with keyword arguments Inputs((x,), {'mask': mask})"
+                    "of positional arguments, or with keyword arguments Inputs((x,), {'mask': mask}); those of an "
+                    "auxiliary with inputs of its own go to a wrapper as 'aux_inputs': (y,) there"
                 )
             raise
 

@@ -162,7 +162,8 @@ def test_an_error_in_a_trial_call_says_what_was_called_and_how_to_write_inputs(e
         with pytest.raises((TypeError, AttributeError)) as caught:
             call()
         note = f"auxnas_layers called {found} on trial. Example inputs are a tensor, a tuple of positional arguments"
-        assert note in caught.value.__notes__[0].replace("AuxNASWrapper(", "Sequential(")
+        said = caught.value.__notes__[0].replace("AuxNASWrapper(", "Sequential(")
+        assert note in said and "go to a wrapper as 'aux_inputs': (y,)" in said
 
 
 @pytest.mark.parametrize(
