@@ -30,6 +30,7 @@ class Tap:
         aux_select: The same for the auxiliary layer.
 
     Raises:
+        TapError: If a layer is not named by a string.
         LayoutError: If a layout is not an axis string.
 
     >>> Tap("layer1").aux
@@ -45,6 +46,8 @@ class Tap:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "aux", self.aux or self.primary)
+        if not (isinstance(self.primary, str) and isinstance(self.aux, str)):
+            raise TapError(f"Tap names layers as list_taps prints them; found {self.primary!r} and {self.aux!r}")
         for name in ("primary_select", "aux_select"):
             if isinstance(path := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(path))

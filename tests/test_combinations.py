@@ -425,11 +425,12 @@ def test_cross_stitch_cannot_start_at_random():
 @pytest.mark.parametrize(
     "fusion, message",
     [
+        ("cross-stitch", "fusion is a class, such as CrossTaskFusion, or a partial of one; found 'cross-stitch'"),
         (NDDRFusion(6, [6]), "fusion is a class, not an object: write fusion=NDDRFusion, or partial(NDDRFusion, ...)"),
         (partial(NDDRFusion, own_share=0.5), "the wrapper sets ['own_share'] of each fusion; write search=AuxNAS("),
         (lambda *args, **kwargs: nn.Identity(), "fusion makes an auxnas_layers.Fusion; found Identity"),
     ],
-    ids=["object", "option of the search", "another module"],
+    ids=["string", "object", "option of the search", "another module"],
 )
 def test_things_that_are_no_way_to_make_fusions(fusion, message):
     with pytest.raises(SearchError) as error:

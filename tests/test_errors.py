@@ -93,6 +93,12 @@ def test_taps_that_cannot_be_are_named_with_what_to_type(taps, messages):
     assert_unchanged(aux, before[1])
 
 
+@pytest.mark.parametrize("names", [(0,), ("0", 1)])
+def test_a_tap_names_layers(names):
+    with pytest.raises(TapError, match="Tap names layers as list_taps prints them; found "):
+        Tap(*names)
+
+
 def test_all_problems_of_both_networks_come_in_one_message():
     class Containers(Cnn):
         def __init__(self):
