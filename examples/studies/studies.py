@@ -52,18 +52,17 @@ Found = Mapping[Run, Mapping[str, Any]]
 def trials(problem: str, method: str, regime: Regime) -> list[Run]:
     """What the settings of a method are chosen from, by validation samples; without an auxiliary none of them twice.
 
-    With fewer than 1000 primary labels they have 100 of them, with more they have all.
+    With 1000 primary labels they have all of them.
     """
     if not 0 < regime.labels < 1000:
-        like, settings = ALL, MANY
+        settings, regime = MANY, replace(regime, labels=ALL.labels)
     elif PROBLEMS[problem].costly:
-        like, settings = FEW, tuple(replace(trial, steps=trial.steps // 2) for trial in TRIALS[:2])
+        settings = tuple(replace(trial, steps=trial.steps // 2) for trial in TRIALS[:2])
     else:
-        like, settings = FEW, TRIALS if problem in MAIN else TRIALS[:4]
+        settings = TRIALS if problem in MAIN else TRIALS[:4]
     if not METHODS[method].alone_from:  # no trials in a row that differ by the auxiliary's weight alone
         settings = tuple(next(alike) for _, alike in groupby(settings, lambda s: (s.lr, s.weight_decay, s.steps)))
-    judged = replace(regime, labels=like.labels)  # auxiliary labels as plenty as they are there
-    return [Run(problem, method, judged, trial, TUNING_SEED, "validation") for trial in settings]
+    return [Run(problem, method, regime, trial, TUNING_SEED, "validation") for trial in settings]
 
 
 @dataclass(frozen=True)

@@ -380,15 +380,14 @@ def test_a_cell_takes_the_settings_of_the_best_trial():
     found = {run: {"error": 10.0 + i} for i, run in enumerate(cell.trials())}
     best = cell.trials()[3]
     found[best] = {"error": 1.0}
-    assert all(run.split == "validation" and run.regime == replace(studies.FEW, control="permuted") for run in found)
+    assert all(run.split == "validation" and run.regime == cell.regime for run in found)
     assert [run.settings for run in cell.runs(found)] == [best.settings] * 5
     assert [run.seed for run in replace(cell, seeds=3).runs(found)] == [0, 1, 2]
     assert cell.errors(found | {cell.runs(found)[1]: {"error": 7.0}}) == {1: 7.0}
     assert [replace(cell, place=place).settings(found) for place in (0, 1)] == [
         run.settings for run in sorted(cell.trials(), key=lambda run: found[run]["error"])[:2]
     ]
-    few = Regime(100, False)  # where the auxiliary is as scarce, it is in the trials too
-    assert {run.regime for both in (few, Regime(300, False)) for run in replace(cell, regime=both).trials()} == {few}
+    assert {run.regime for run in replace(cell, regime=Regime(1000, False)).trials()} == {studies.ALL}
     like = studies.Cell(PROBLEM.name, SHARED, Regime(0, False), cell)
     assert [run.settings for run in like.runs(found)] == [best.settings] * 5
     found[cell.trials()[0]] = {"error": float("nan")}
