@@ -117,7 +117,7 @@ def _check_kinds(nets: Sequence[Any], searches: Mapping[str, Any], fusion: Any) 
             raise SearchError(f"search is an object, not its class: write search={search.__name__}()")
         if not hasattr(search, "choose"):
             raise SearchError(f"search is a search, such as AuxNAS(), AuxG() or MTLNAS(); found {search!r}")
-    if not isinstance(fusion, nn.Module) and not callable(fusion):
+    if not callable(fusion):
         raise SearchError(f"fusion is a class, such as CrossTaskFusion, or a partial of one; found {fusion!r}")
     if isinstance(fusion, nn.Module):
         kind = type(fusion).__name__

@@ -136,13 +136,13 @@ class FeatureExchange:
         edges = {j: (self._bring(source, place, feature), gate) for j, (source, gate) in self.open[place].items()}
         fused = self.fusions[place].fuse(feature, edges)
         # The next layer overwrites it; what stands last in such a fusion may need it for its gradient, as a ReLU does.
-        needed = self.seen[place].overwritten and not self.fusions[place].residual
-        if edges:
+        known = self.seen[place].overwritten
+        if edges and not known:
             self.handed[place] = fused, version(fused)
-        return fused.clone() if needed else fused
+        return fused.clone() if known and not self.fusions[place].residual else fused
 
     def overwritten(self) -> list[Place]:
-        """Layers whose fused feature the network has overwritten: it will do so with its own once no edge is open."""
+        """Layers not known for it whose fused feature was overwritten; so will their own be, once no edge is open."""
         return [place for place, (fused, before) in self.handed.items() if version(fused) != before]
 
     def _bring(self, source: Place, target: Place, feature: Tensor) -> Tensor:

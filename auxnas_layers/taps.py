@@ -180,8 +180,12 @@ def _items(output: Any) -> Iterable[tuple[Key, Any]]:
 
 def is_feature(tensor: Tensor) -> bool:
     """Whether a tensor can be fused: dense, floating, with a batch and channels."""
-    dense = tensor.layout is torch.strided and not tensor.is_nested  # a nested tensor may be called strided
-    return dense and tensor.is_floating_point() and tensor.dim() >= 2
+    return _is_dense(tensor) and tensor.is_floating_point() and tensor.dim() >= 2
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether it is neither sparse nor nested; a nested tensor may be called strided, too."""
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
@@ -211,8 +215,7 @@ def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
     for path, tensor in found.items():
         if is_feature(tensor):
             return path, tensor
-        strided = tensor.layout is torch.strided and not tensor.is_nested
-        kind = f"{tensor.dtype} of {tensor.dim()} dimensions" if strided else "nested or sparse one"
+        kind = f"{tensor.dtype} of {tensor.dim()} dimensions" if _is_dense(tensor) else "nested or sparse one"
         raise TapError(f"gives no feature but a {kind}; a feature is dense and floating, (batch, ..., channels)")
     if isinstance(output, Tensor):
         raise TapError(f"gives no feature at {select!r}; it returns one tensor, so leave out the select")

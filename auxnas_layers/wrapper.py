@@ -169,10 +169,11 @@ class AuxNASWrapper(JoinedNets):
             soft = gate.soft()
             if dist.is_available() and dist.is_initialized() and not any(numbers(soft)):
                 # No forward uses gates that are all closed: DistributedDataParallel has them ready already, as unused,
-                # and refuses a second gradient. Elsewhere they get zeros, which gradient scalers ask for.
+                # and refuses a second gradient.
                 soft = soft.detach().requires_grad_(soft.requires_grad)
             term = search.penalty(soft, costs[direction], progress, to_primary=inward)
-            penalty = penalty + torch.as_tensor(term).to(penalty.device) + 0 * soft.sum().to(penalty.device)
+            zero = 0 * soft.sum()  # gates that nothing uses get zeros for gradients, which gradient scalers ask for
+            penalty = penalty + torch.as_tensor(term).to(penalty.device) + zero.to(penalty.device)
         return penalty
 
     def _costs(self) -> dict[str, list[float]]:

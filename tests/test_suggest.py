@@ -251,9 +251,9 @@ def test_keyword_inputs_and_inputs_of_ones_own():
 
 class Sequence(Part):
     def __init__(self, batch_first):
-        nn.Module.__init__(self)
-        layers = [nn.TransformerEncoderLayer(4, 2, 8, batch_first=batch_first) for _ in range(2)]
-        self.blocks, self.head = nn.ModuleList(layers), nn.Linear(4, 2)
+        super().__init__(4, blocks=0)
+        self.blocks.extend(nn.TransformerEncoderLayer(4, 2, 8, batch_first=batch_first) for _ in range(2))
+        self.head = nn.Linear(4, 2)
 
     def forward(self, x):
         return self.head(super().forward(x))

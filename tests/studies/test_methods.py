@@ -387,7 +387,8 @@ def test_a_cell_takes_the_settings_of_the_best_trial():
     assert [replace(cell, place=place).settings(found) for place in (0, 1)] == [
         run.settings for run in sorted(cell.trials(), key=lambda run: found[run]["error"])[:2]
     ]
-    assert {run.regime for run in replace(cell, regime=Regime(1000, False)).trials()} == {studies.ALL}
+    for regime, tried in [*((own, own) for own in studies.BETWEEN[:3]), (Regime(1000, False), studies.ALL)]:
+        assert {run.regime for run in replace(cell, regime=regime).trials()} == {tried}
     like = studies.Cell(PROBLEM.name, SHARED, Regime(0, False), cell)
     assert [run.settings for run in like.runs(found)] == [best.settings] * 5
     found[cell.trials()[0]] = {"error": float("nan")}
