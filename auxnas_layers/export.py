@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from auxnas_layers._engine import eager
 from auxnas_layers.architecture import Architecture, Edge
 from auxnas_layers.cost import Cost, cost_table
 from auxnas_layers.errors import ExportError, bullets
@@ -134,7 +135,7 @@ def largest_difference(exported: nn.Module, inputs: Inputs, expected: Any) -> fl
     Returns:
         0.0 if they are bitwise equal, `None` if the outputs hold no tensors that could be compared.
     """
-    with undisturbed(exported), torch.no_grad():
+    with eager(), undisturbed(exported), torch.no_grad():
         output = inputs.trial(exported)
     found, wanted = dict(features(output)), dict(features(expected))
     if type(output) is not type(expected) or found.keys() != wanted.keys():

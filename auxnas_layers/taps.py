@@ -149,8 +149,8 @@ def check_names(net: nn.Module, names: Sequence[str], *, role: str) -> list[str]
 
 
 def is_callable(module: nn.Module) -> bool:
-    """Whether a module has a forward: a plain ModuleList or ModuleDict has none."""
-    return type(module).forward is not nn.Module.forward
+    """Whether a module has a forward, of its class or its own: a plain ModuleList or ModuleDict has none."""
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
 def _hint(name: str, known: Mapping[str, nn.Module]) -> str:

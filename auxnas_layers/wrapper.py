@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from auxnas_layers._engine import PRIMARY
+from auxnas_layers._engine import PRIMARY, eager, uncompiled
 from auxnas_layers.architecture import Architecture, Edge, check_architecture
 from auxnas_layers.arguments import read_arguments
 from auxnas_layers.cost import Cost, CostReport, count_parameters, measure
@@ -159,6 +159,10 @@ class AuxNASWrapper(JoinedNets):
         Raises:
             SearchError: If progress is not in [0, 1], or a gate is NaN.
         """
+        penalty: Tensor = uncompiled(AuxNASWrapper._advance)(self, progress)
+        return penalty
+
+    def _advance(self, progress: float) -> Tensor:
         progress = check_progress(progress)
         self._values()  # refuses NaN before anything is changed
         gates, costs = self._gates(), self._costs()
@@ -372,7 +376,7 @@ class AuxNASWrapper(JoinedNets):
         return Inputs(call.args, {**call.kwargs, **own})
 
     def _evaluate(self, call: Inputs) -> AuxNASOutput:
-        with undisturbed(self), torch.no_grad():
+        with eager(), undisturbed(self), torch.no_grad():
             output: AuxNASOutput = call.trial(self)
         return output
 

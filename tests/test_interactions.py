@@ -353,6 +353,52 @@ def compiler():
     torch.compiler.reset()
 
 
+def inexactly(module, inputs):
+    """A compiler whose code differs from what was written in the last digits, as most do."""
+    return lambda *args: [value * (1 + 1e-6) if value.is_floating_point() else value for value in module(*args)]
+
+
+class Layer(nn.Linear):  # of our own: torch compiles no frames of its own layers
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+@ignores_dynamos_look_at_grad
+@pytest.mark.parametrize("part", ["", "1"], ids=["network", "block"])
+@pytest.mark.parametrize("search", [AuxNAS(), MTLNAS()], ids=repr)
+def test_compiled_networks_are_exported_as_they_were_written(search, part, compiler):
+    primary, aux = (nn.Sequential(nn.Linear(5, 8), Layer(8, 8), nn.Linear(8, 2)) for _ in range(2))
+    wrapper = AuxNASWrapper(primary, aux, ["1"], search=search, example_inputs=X)
+    before = primary(X)
+    for net in (primary, aux):
+        net.get_submodule(part).compile(backend=inexactly)
+    wrapper(X)
+    wrapper.search_penalty(1.0)
+    assert not torch.equal(primary(X), before)
+    if isinstance(search, AuxNAS):
+        assert_same(wrapper.export_primary()(X), before)
+    else:
+        wrapper.discretize_()
+        wrapper.export_multitask()(X)
+    assert wrapper.export_report.max_difference == 0
+
+
+@ignores_dynamos_look_at_grad
+@pytest.mark.parametrize("way", LOCKSTEP)
+def test_a_compiled_step_may_hold_the_penalty(way, compiler):
+    found = []
+    for backend in (None, "eager"):
+        torch.manual_seed(0)
+        wrapper = wrap(way)
+
+        def step(progress, wrapper=wrapper):
+            return loss_of(wrapper(X)) + wrapper.search_penalty(progress)
+
+        step = torch.compile(step, backend=backend) if backend else step
+        found.append([step(i / 8).item() for i in range(8)])
+    assert found[0] == pytest.approx(found[1])
+
+
 @ignores_dynamos_look_at_grad
 def test_alignment_is_measured_through_compiled_blocks(compiler):
     cosines = []

@@ -239,6 +239,18 @@ def test_checkpointed_and_frozen_networks_get_their_stages(make):
     assert suggest_taps(make(), make(), IMAGES) == ["layer1", "layer2", "layer3"]
 
 
+@pytest.mark.filterwarnings("ignore:Using `torch.compile", "ignore:The .grad attribute")
+def test_blocks_that_torch_compile_has_replaced_are_layers():
+    def net():
+        blocks = [nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(2)]
+        return nn.Sequential(*(torch.compile(block, backend="eager") for block in blocks), nn.Linear(8, 2))
+
+    primary, aux, x = net(), net(), torch.randn(4, 8)
+    taps = suggest_taps(primary, aux, x)
+    assert taps == ["0", "1"]
+    AuxNASWrapper(primary, aux, taps, example_inputs=x)(x)
+
+
 def test_keyword_inputs_and_inputs_of_ones_own():
     assert suggest_taps(Stages(), Vit(), x=IMAGES) == [
         ("layer1", "blocks.0"),

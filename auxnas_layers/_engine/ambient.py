@@ -34,10 +34,31 @@ def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return _UNCOMPILED[function]
 
 
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run what is compiled as it was written, for comparisons with copies, which nn.Module makes uncompiled."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def saved_tensor_hooks() -> tuple[Any, Any] | None:
     """The innermost pair of saved-tensor hooks in force."""
     hooks: tuple[Any, Any] | None = _autograd._top_saved_tensors_default_hooks(True)
     return hooks
+
+
+def saved_tensor_hooks_within(outer: tuple[Any, Any] | None) -> list[tuple[Any, Any]]:
+    """All pairs inside another, innermost first."""
+    found: list[tuple[Any, Any]] = []
+    while (hooks := saved_tensor_hooks()) is not None and hooks != outer:
+        found.append(hooks)
+        _autograd._pop_saved_tensors_default_hooks()
+    for pack, unpack in reversed(found):
+        _autograd._push_saved_tensors_default_hooks(pack, unpack)
+    return found
 
 
 def dispatch_modes() -> list[Any]:
@@ -96,13 +117,13 @@ class Ambient:
                 if _autocast_state(state["device_type"]) != state:
                     stack.enter_context(torch.autocast(**state))
             if saved_tensor_hooks() != self.saved_hooks:
-                pack, unpack = self.saved_hooks or (_same, _same)
+                pack, unpack = self.saved_hooks or (_share, _share)
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, unpack))
             yield
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+def _share(tensor: Tensor) -> Tensor:
+    return tensor.detach()  # itself it may be the output of the node that saves it, and would never be freed
 
 
 def _autocast_state(device: str) -> dict[str, Any]:

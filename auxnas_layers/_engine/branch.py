@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from auxnas_layers._engine.ambient import Ambient, uncompiled
-from auxnas_layers._engine.checkpoint import in_reentrant_region, replay_when_recomputed
+from auxnas_layers._engine.checkpoint import in_function, replay_when_recomputed
 from auxnas_layers._engine.hooks import hooked
 from auxnas_layers._engine.visits import Visits
 from auxnas_layers.errors import TapError
@@ -102,10 +102,11 @@ class _Listener:
             raise
 
     def _pass(self, point: Point, module: nn.Module, output: Any) -> Any:
-        if in_reentrant_region(self.ambient):
+        if in_function(self.ambient):
             raise TapError(
-                f"{self.role} tap {point.name!r} lies in a reentrant activation checkpoint, where no gradient of it is "
-                "known; pass use_reentrant=False to torch.utils.checkpoint.checkpoint"
+                f"{self.role} tap {point.name!r} lies in a reentrant activation checkpoint or another "
+                "autograd.Function, where no gradient of it is known; pass use_reentrant=False to "
+                "torch.utils.checkpoint.checkpoint, or tap a layer outside"
             )
         if self.ambient.grad and torch.is_inference_mode_enabled():
             raise TapError(
@@ -117,10 +118,10 @@ class _Listener:
         except TapError as error:
             raise TapError(f"{self.role} tap {point.name!r} {error}") from None
         fused = self.reach(point.name, feature)
-        if fused is None or fused is feature:
-            return None
-        replay_when_recomputed(self.ambient, module, path, fused)
-        return put_feature(output, path, fused)
+        if fused is feature:
+            fused = None
+        replay_when_recomputed(self.ambient, module, path, feature, fused)
+        return None if fused is None else put_feature(output, path, fused)
 
 
 class _Hook:

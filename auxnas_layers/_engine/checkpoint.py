@@ -1,8 +1,9 @@
 """Taps inside activation-checkpoint regions, whose recomputation calls layers again when our hooks are gone."""
 
+import inspect
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -10,71 +11,116 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from auxnas_layers._engine.ambient import Ambient, dispatch_modes, saved_tensor_hooks
+from auxnas_layers._engine.ambient import Ambient, dispatch_modes, saved_tensor_hooks_within
 from auxnas_layers._engine.hooks import hooked
 from auxnas_layers.errors import TapError
 from auxnas_layers.taps import Path, put_feature
 
-# CheckpointFunction.forward is the frame of a reentrant region; the pack hook of a non-reentrant one
-# holds the region as `frame`, whose `recompute_fn` backward calls. Both pinned by tests/test_house.py.
-_REENTRANT = checkpoint.CheckpointFunction.forward.__code__
+# The pack hook of a non-reentrant region holds it as `frame`, whose `recompute_fn` backward calls; pinned by
+# tests/test_house.py.
 
 
-def in_reentrant_region(ambient: Ambient) -> bool:
-    """Whether the call stack goes through torch.utils.checkpoint(..., use_reentrant=True)."""
+def in_function(ambient: Ambient) -> bool:
+    """Whether the call stack goes through an autograd.Function, as of a reentrant checkpoint or a reversible block."""
     if not ambient.grad or torch.is_grad_enabled():
         return False
+    forwards = {getattr(inspect.unwrap(f.forward), "__code__", None) for f in _functions(torch.autograd.Function)}
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code is not _REENTRANT:
+    while frame is not None and frame.f_code not in forwards:
         frame = frame.f_back
     return frame is not None
 
 
-def replay_when_recomputed(ambient: Ambient, module: nn.Module, path: Path, feature: Tensor) -> None:
-    """Inside a non-reentrant region, let its recomputation hand on this fused feature again.
+def _functions(base: Any) -> Iterator[Any]:
+    for function in base.__subclasses__():
+        yield function
+        yield from _functions(function)
+
+
+def replay_when_recomputed(ambient: Ambient, module: nn.Module, path: Path, own: Tensor, fused: Tensor | None) -> None:
+    """Inside a non-reentrant region, let its recomputation hand on this fused feature again, and draw on as here.
+
+    The region recomputes from its own random state, without what other networks drew while this one waited at the tap.
 
     Raises:
-        TapError: If the region keeps some results by itself, or this version of torch builds its regions in a way that
-            is not known here.
+        TapError: If a feature is fused where several hooks or the region itself keep results, or this version of torch
+            builds its regions in a way that is not known here.
     """
-    hooks = saved_tensor_hooks()
-    if not ambient.grad or hooks is None or hooks == ambient.saved_hooks or hooks[0].__module__ != checkpoint.__name__:
+    hooks = saved_tensor_hooks_within(ambient.saved_hooks) if ambient.grad else []
+    regions = [getattr(pack, "__module__", None) == checkpoint.__name__ for pack, _ in hooks]
+    if not any(regions):
         return
-    if any(type(mode).__module__ == checkpoint.__name__ for mode in dispatch_modes()):
-        raise TapError(
-            "a tap lies in a selective activation checkpoint, which would take results of the edges for some of the "
-            "region; leave out its context_fn, or checkpoint a region without the tap in it"
-        )
-    cells = dict(zip(hooks[0].__code__.co_freevars, hooks[0].__closure__ or (), strict=True))
-    if "frame" not in cells:
-        raise TapError(
-            "this torch's activation checkpoint is not known here; checkpoint a region without the tap in it"
-        )
+    cells = dict(zip(hooks[0][0].__code__.co_freevars, hooks[0][0].__closure__ or (), strict=True))
+    if problem := _problem(regions, cells):
+        if fused is not None:
+            raise TapError(problem)
+        return
     region = cells["frame"].cell_contents
     if not isinstance(region.recompute_fn, _Replay):
         region.recompute_fn = _Replay(region.recompute_fn)
-    region.recompute_fn.fused.append((module, path, feature.detach().requires_grad_(feature.requires_grad)))
+    region.recompute_fn.taps.append((module, path, fused if fused is None else _kept(fused), _Draws(own)))
+
+
+def _problem(regions: list[bool], cells: dict[str, Any]) -> str:
+    """Why a region's recomputation cannot hand on a feature, if so; regions are hooks that are of a checkpoint."""
+    if not regions[0] or sum(regions) > 1:
+        return (
+            "a tap lies in an activation checkpoint inside another, or in other saved-tensor hooks inside one, which "
+            "recompute or keep in ways that are not known here; leave one checkpoint around the tap and nothing in it"
+        )
+    if any(type(mode).__module__ == checkpoint.__name__ for mode in dispatch_modes()):
+        return (
+            "a tap lies in a selective activation checkpoint, which would take results of the edges for some of the "
+            "region; leave out its context_fn, or checkpoint a region without the tap in it"
+        )
+    if "frame" not in cells:
+        return "this torch's activation checkpoint is not known here; checkpoint a region without the tap in it"
+    return ""
+
+
+def _kept(feature: Tensor) -> Tensor:
+    """Its values as they are now, which the network may overwrite."""
+    return feature.detach().clone().requires_grad_(feature.requires_grad)
+
+
+class _Draws:
+    """The random states of the CPU and of a tensor's device."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.kind, self.cpu = tensor.device.type, torch.get_rng_state()
+        self.devices, self.states = checkpoint.get_device_states(tensor)
+
+    def go_on(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.devices:
+            checkpoint.set_device_states(self.devices, self.states, device_type=self.kind)
 
 
 class _Replay:
-    """Recompute a region with its taps handing on the features that they handed on the first time."""
+    """Recompute a region with its taps handing on, and its networks drawing, what they did the first time."""
 
     def __init__(self, recompute: Callable[..., Any]) -> None:
         self.recompute = recompute
-        self.fused: list[tuple[nn.Module, Path, Tensor]] = []
+        self.taps: list[tuple[nn.Module, Path, Tensor | None, _Draws]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with hooked((module, _Put(path, feature)) for module, path, feature in self.fused):
+        draws = self.taps[0][3]
+        kind = {"device_type": draws.kind} if draws.devices else {}
+        with (
+            torch.random.fork_rng(draws.devices, **kind),
+            hooked((module, _Put(path, feature, draws)) for module, path, feature, draws in self.taps),
+        ):
             return self.recompute(*args, **kwargs)
 
 
 class _Put:
     """A forward hook that puts a feature in place of a layer's own, in the thread that made the hook."""
 
-    def __init__(self, path: Path, feature: Tensor) -> None:
-        self.path, self.feature, self.thread = path, feature, threading.current_thread()
+    def __init__(self, path: Path, feature: Tensor | None, draws: _Draws) -> None:
+        self.path, self.feature, self.draws, self.thread = path, feature, draws, threading.current_thread()
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if threading.current_thread() is self.thread:
-            return put_feature(output, self.path, self.feature)
-        return None
+        if threading.current_thread() is not self.thread:
+            return None
+        self.draws.go_on()
+        return None if self.feature is None else put_feature(output, self.path, self.feature.clone())
