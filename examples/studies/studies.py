@@ -34,6 +34,8 @@ TRIALS = (
     Settings(1e-2, 0.1, 1200, 3.0),
 )
 """Of the main problems; of others the first four, of costly ones the first two, with half the steps."""
+LIGHTER = replace(TRIALS[0], aux_weight=0.3)
+"""One more where no more samples carry the auxiliary label: there a heavy loss harms."""
 MANY = (
     Settings(3e-3, 0.01, 3600, 3.0),
     Settings(3e-3, 0.01, 3600, 1.0),
@@ -60,6 +62,7 @@ def trials(problem: str, method: str, regime: Regime) -> list[Run]:
         settings = tuple(replace(trial, steps=trial.steps // 2) for trial in TRIALS[:2])
     else:
         settings = TRIALS if problem in MAIN else TRIALS[:4]
+        settings = settings if regime.plenty else (settings[0], LIGHTER, *settings[1:])
     if not METHODS[method].alone_from:  # no trials in a row that differ by the auxiliary's weight alone
         settings = tuple(next(alike) for _, alike in groupby(settings, lambda s: (s.lr, s.weight_decay, s.steps)))
     return [Run(problem, method, regime, trial, TUNING_SEED, "validation") for trial in settings]

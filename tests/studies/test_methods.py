@@ -397,7 +397,7 @@ def test_a_cell_takes_the_settings_of_the_best_trial():
     assert {cell.seeds for cell in main} == {10} and {cell.seeds for cell in studies.harm_cells()} == {5}
 
 
-@pytest.mark.parametrize("regime", [studies.FEW, studies.ALL], ids=regime_name)
+@pytest.mark.parametrize("regime", [studies.FEW, studies.BETWEEN[1], studies.ALL], ids=regime_name)
 def test_the_network_alone_is_tuned_over_what_the_others_are_tuned_over_and_no_trial_is_done_twice(regime):
     def tried(method):
         settings = [run.settings for run in studies.trials(PROBLEM.name, method, regime)]
