@@ -285,8 +285,21 @@ def on_cpu(function, x):
         return function(x)
 
 
+def doubled(function, x):
+    with torch.autograd.graph.saved_tensors_hooks(partial(torch.mul, 2), partial(torch.mul, 0.5)):
+        return function(x)
+
+
 @pytest.mark.parametrize("search", [AuxNAS(), AuxG()], ids=repr)
-@pytest.mark.parametrize("region", [nested, lambda f, x: recomputed(lambda x: on_cpu(f, x), x)], ids=["two", "on cpu"])
+@pytest.mark.parametrize(
+    "region",
+    [
+        nested,
+        lambda f, x: recomputed(lambda x: on_cpu(f, x), x),
+        lambda f, x: recomputed(lambda x: doubled(f, x), x),
+    ],
+    ids=["two", "on cpu", "doubled"],
+)
 @pytest.mark.filterwarnings("ignore:A saved_tensors_hooks context")
 def test_a_tap_in_a_region_that_is_kept_in_two_ways_is_an_error(search, region):
     wrapper = AuxNASWrapper(Region(region), Region(region), ["blocks.0"], search=search, example_inputs=X)

@@ -50,7 +50,8 @@ def replay_when_recomputed(ambient: Ambient, module: nn.Module, path: Path, own:
     regions = [getattr(pack, "__module__", None) == checkpoint.__name__ for pack, _ in hooks]
     if not any(regions):
         return
-    cells = dict(zip(hooks[0][0].__code__.co_freevars, hooks[0][0].__closure__ or (), strict=True))
+    names = getattr(getattr(hooks[0][0], "__code__", None), "co_freevars", ())  # a user's hook may be no function
+    cells = dict(zip(names, getattr(hooks[0][0], "__closure__", None) or (), strict=True))
     if problem := _problem(regions, cells):
         if fused is not None:
             raise TapError(problem)
