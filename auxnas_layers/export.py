@@ -129,14 +129,19 @@ def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:
     return exported
 
 
+def evaluate(net: nn.Module, inputs: Inputs) -> Any:
+    """A network's outputs in eval mode, as it was written where it is compiled, since a copy of it is not."""
+    with eager(), undisturbed(net), torch.no_grad():
+        return inputs.trial(net)
+
+
 def largest_difference(exported: nn.Module, inputs: Inputs, expected: Any) -> float | None:
     """Largest absolute difference between a network's outputs in eval mode and the expected ones.
 
     Returns:
         0.0 if they are bitwise equal, `None` if the outputs hold no tensors that could be compared.
     """
-    with eager(), undisturbed(exported), torch.no_grad():
-        output = inputs.trial(exported)
+    output = evaluate(exported, inputs)
     found, wanted = dict(features(output)), dict(features(expected))
     if type(output) is not type(expected) or found.keys() != wanted.keys():
         return inf

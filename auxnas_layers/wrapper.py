@@ -9,13 +9,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from auxnas_layers._engine import PRIMARY, eager, uncompiled
+from auxnas_layers._engine import PRIMARY, uncompiled
 from auxnas_layers.architecture import Architecture, Edge, check_architecture
 from auxnas_layers.arguments import read_arguments
 from auxnas_layers.cost import Cost, CostReport, count_parameters, measure
 from auxnas_layers.errors import ExportError, LayoutError, SearchError, bullets
 from auxnas_layers.exchange import hearings
-from auxnas_layers.export import ExportReport, check_closed, copy_out, largest_difference
+from auxnas_layers.export import ExportReport, check_closed, copy_out, evaluate, largest_difference
 from auxnas_layers.fusion import CrossTaskFusion, Fusion
 from auxnas_layers.gates import Gate, numbers
 from auxnas_layers.inputs import Example, Inputs, as_call, as_inputs, undisturbed
@@ -317,7 +317,7 @@ class AuxNASWrapper(JoinedNets):
         report = ExportReport(architecture.edges, cut)
         if (call := self._example(example_inputs)) is not None:
             own = self._route_example(call)[PRIMARY]
-            difference = largest_difference(exported, own, self._evaluate(call).primary)
+            difference = largest_difference(exported, own, evaluate(self, call).primary)
             if difference and not (cut or acting):
                 raise ExportError(f"the exported network differs from the wrapper's primary output by {difference:g}")
             cost = self.cost(call)
@@ -354,7 +354,7 @@ class AuxNASWrapper(JoinedNets):
         dropped = (edge for edge in architecture if edge.key not in left)
         report = ExportReport(tuple(replace(edge, gate=0.0, open=False) for edge in dropped), kept=kept)
         if (call := self._example(example_inputs)) is not None:
-            difference = largest_difference(exported, call, self._evaluate(call))
+            difference = largest_difference(exported, call, evaluate(self, call))
             if difference:
                 raise ExportError(f"the exported networks differ from the wrapper's outputs by {difference:g}")
             cost = self.cost(call)
@@ -374,11 +374,6 @@ class AuxNASWrapper(JoinedNets):
         call = inputs.pop(PRIMARY)
         own = {"aux_inputs": inputs if self._named else inputs["aux"]} if inputs else {}
         return Inputs(call.args, {**call.kwargs, **own})
-
-    def _evaluate(self, call: Inputs) -> AuxNASOutput:
-        with eager(), undisturbed(self), torch.no_grad():
-            output: AuxNASOutput = call.trial(self)
-        return output
 
     def cost(self, *example_inputs: Any, **example_kwargs: Any) -> CostReport:
         """Parameters and FLOPs of the primary, the auxiliaries, and the wrapper with its open edges; one forward each.

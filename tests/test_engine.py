@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import PLAIN, assert_same, assert_unchanged, loss_of, snapshot, stir_, workers
+from helpers import PLAIN, assert_same, assert_unchanged, gradients, loss_of, snapshot, stir_, workers
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -231,11 +231,11 @@ def recomputed(function, x, **options):
     return checkpoint(function, x, use_reentrant=False, **options)
 
 
-def gradients(wrapper, x=X):
+def backward(wrapper):
     torch.manual_seed(2)
-    output = wrapper(x)
+    output = wrapper(X)
     (loss_of(output.primary) + loss_of(output.aux)).backward()
-    return {name: parameter.grad for name, parameter in wrapper.named_parameters()}
+    return gradients(wrapper)
 
 
 def assert_region_changes_no_gradient(region, blocks, taps, search):
@@ -245,7 +245,7 @@ def assert_region_changes_no_gradient(region, blocks, taps, search):
         nets = [Region(used, blocks()) for _ in range(2)]
         wrapper = AuxNASWrapper(*nets, taps, search=search, example_inputs=torch.randn(2, 4))
         stir_(wrapper)
-        found.append(gradients(wrapper))
+        found.append(backward(wrapper))
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, msg=name)
 
@@ -309,7 +309,7 @@ def test_a_tap_in_a_region_that_is_kept_in_two_ways_is_an_error(search, region):
         wrapper(X)
     assert not workers()
     wrapper = AuxNASWrapper(Region(region), Mlp(), [("blocks.0", "a")], search=AuxG(), example_inputs=X)
-    gradients(wrapper)  # nothing is fused in the region
+    backward(wrapper)  # nothing is fused in the region
 
 
 def test_a_checkpoint_in_saved_tensor_hooks_recomputes_as_ever():

@@ -16,9 +16,6 @@ from auxnas_layers._engine.hooks import hooked
 from auxnas_layers.errors import TapError
 from auxnas_layers.taps import Path, put_feature
 
-# The pack hook of a non-reentrant region holds it as `frame`, whose `recompute_fn` backward calls; pinned by
-# tests/test_house.py.
-
 
 def in_function(ambient: Ambient) -> bool:
     """Whether the call stack goes through an autograd.Function, as of a reentrant checkpoint or a reversible block."""
@@ -50,8 +47,10 @@ def replay_when_recomputed(ambient: Ambient, module: nn.Module, path: Path, own:
     regions = [getattr(pack, "__module__", None) == checkpoint.__name__ for pack, _ in hooks]
     if not any(regions):
         return
-    names = getattr(getattr(hooks[0][0], "__code__", None), "co_freevars", ())  # a user's hook may be no function
-    cells = dict(zip(names, getattr(hooks[0][0], "__closure__", None) or (), strict=True))
+    # A region's pack hook holds it as `frame`, whose `recompute_fn` backward calls; pinned by tests/test_house.py.
+    pack = hooks[0][0]
+    names = getattr(getattr(pack, "__code__", None), "co_freevars", ())  # a user's hook may be no function
+    cells = dict(zip(names, getattr(pack, "__closure__", None) or (), strict=True))
     if problem := _problem(regions, cells):
         if fused is not None:
             raise TapError(problem)
@@ -59,7 +58,7 @@ def replay_when_recomputed(ambient: Ambient, module: nn.Module, path: Path, own:
     region = cells["frame"].cell_contents
     if not isinstance(region.recompute_fn, _Replay):
         region.recompute_fn = _Replay(region.recompute_fn)
-    region.recompute_fn.taps.append((module, path, fused if fused is None else _kept(fused), _Draws(own)))
+    region.recompute_fn.taps.append((module, path, _kept(fused), _Draws(own)))
 
 
 def _problem(regions: list[bool], cells: dict[str, Any]) -> str:
@@ -79,9 +78,9 @@ def _problem(regions: list[bool], cells: dict[str, Any]) -> str:
     return ""
 
 
-def _kept(feature: Tensor) -> Tensor:
+def _kept(feature: Tensor | None) -> Tensor | None:
     """Its values as they are now, which the network may overwrite."""
-    return feature.detach().clone().requires_grad_(feature.requires_grad)
+    return None if feature is None else feature.detach().clone().requires_grad_(feature.requires_grad)
 
 
 class _Draws:

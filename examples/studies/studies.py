@@ -62,7 +62,8 @@ def trials(problem: str, method: str, regime: Regime) -> list[Run]:
         settings = tuple(replace(trial, steps=trial.steps // 2) for trial in TRIALS[:2])
     else:
         settings = TRIALS if problem in MAIN else TRIALS[:4]
-        settings = settings if regime.plenty else (settings[0], LIGHTER, *settings[1:])
+        if not regime.plenty:
+            settings = (settings[0], LIGHTER, *settings[1:])
     if not METHODS[method].alone_from:  # no trials in a row that differ by the auxiliary's weight alone
         settings = tuple(next(alike) for _, alike in groupby(settings, lambda s: (s.lr, s.weight_decay, s.steps)))
     return [Run(problem, method, regime, trial, TUNING_SEED, "validation") for trial in settings]
