@@ -60,11 +60,11 @@ class Alignment:
         if not self._wrapper.training:
             raise SearchError("the wrapper is in eval mode; measure in train mode: wrapper.train()")
         with undisturbed(self._wrapper, training=None), torch.enable_grad():
-            held_out = self._gradient("primary_loss", primary_loss())
+            held_out = self._direction("primary_loss", primary_loss())
             losses = self._by_name(aux_loss())
-            gradients = {name: self._gradient(name, loss) for name, loss in losses.items()}
-        for name, gradient in gradients.items():
-            cosine = torch.nn.functional.cosine_similarity(held_out, gradient, dim=0)
+            directions = {name: self._direction(name, loss) for name, loss in losses.items()}
+        for name, direction in directions.items():
+            cosine = torch.dot(held_out, direction)
             self.cosines.setdefault(name, []).append(cosine.item())
 
     def _by_name(self, found: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -79,7 +79,8 @@ class Alignment:
         """The names of the auxiliaries; where the module does not tell them, those that the user names."""
         return list(self._wrapper._aux_nets() if isinstance(self._wrapper, JoinedNets) else named)
 
-    def _gradient(self, name: str, loss: Tensor) -> Tensor:
+    def _direction(self, name: str, loss: Tensor) -> Tensor:
+        """A loss's gradient in the primary's parameters, of length 1, or 0 if it is all zeros."""
         parameters = [p for p in self._wrapper.primary_net.parameters() if p.requires_grad]
         if not parameters:
             raise SearchError("no parameter of the primary requires gradients, so no auxiliary can help or harm it")
@@ -92,10 +93,11 @@ class Alignment:
         if all(gradient is None for gradient in found):
             raise SearchError(f"{name} does not depend on the primary: compute it from the wrapper's own networks")
         pairs = zip(found, parameters, strict=True)
-        flat = torch.cat([(torch.zeros_like(p) if g is None else g.to_dense()).flatten().float() for g, p in pairs])
+        flat = torch.cat([_flat(torch.zeros_like(p) if g is None else g.to_dense()) for g, p in pairs])
         if not flat.isfinite().all():
             raise SearchError(f"the gradient of {name} is not finite; check the loss")
-        return flat
+        flat /= flat.abs().max().clamp(min=torch.finfo(flat.dtype).tiny)  # whose square may be out of range
+        return nn.functional.normalize(flat, dim=0)
 
     def evidence(self, aux: str = "aux") -> tuple[float, float]:
         """Mean cosine and its standard error, unitless.
@@ -180,6 +182,12 @@ def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: 
         if not 0 <= found < inf:
             raise SearchError(f"the loss is {found}; a share needs one that is finite and not negative")
     return 1 - own / others if others else 0.0
+
+
+def _flat(gradient: Tensor) -> Tensor:
+    """Its numbers in a row, of complex ones both parts."""
+    parts = torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
+    return parts.flatten().float()
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

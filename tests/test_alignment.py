@@ -219,6 +219,28 @@ def test_sparse_gradients_are_as_good_as_dense_ones():
     assert alignment.cosines["aux"] == [pytest.approx(1.0)]
 
 
+def test_gradients_of_complex_parameters_have_two_parts():
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, dtype=torch.cfloat))
+
+    net = nn.Module()
+    net.primary_net = Spectral()
+    alignment, weight = Alignment(net), net.primary_net.weight
+    alignment.measure(lambda: (weight.real + 3 * weight.imag).sum(), lambda: (weight.real - 3 * weight.imag).sum())
+    assert alignment.cosines["aux"] == [pytest.approx(-0.8)]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e20])
+def test_the_unit_of_a_loss_does_not_count(scale):
+    wrapper = wrap()
+    alignment, weight = Alignment(wrapper), wrapper.primary_net[0].weight
+    direction = torch.tensor([[0.3, 0.91**0.5], [0.0, 0.0]])
+    alignment.measure(lambda: scale * weight[0, 0], lambda: scale * (weight * direction).sum())
+    assert alignment.cosines["aux"] == [pytest.approx(0.3)]
+
+
 def test_several_losses_may_come_from_one_forward():
     net, x = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), torch.ones(2, 2)
     wrapper = AuxNASWrapper(
