@@ -86,7 +86,9 @@ def read_arguments(
         SearchError: If the search, the search space or the fusion is not one, or they do not go together.
     """
     named = isinstance(aux_net, Mapping) or (isinstance(aux_net, nn.ModuleDict) and not is_callable(aux_net))
-    auxes: dict[str, Any] = dict(cast(Mapping[str, nn.Module], aux_net).items()) if named else {"aux": aux_net}
+    auxes: dict[str, Any] = {"aux": aux_net}
+    if named:  # by name, not as the mapping happens to be: states and optimisers go by this order
+        auxes = dict(sorted(cast(Mapping[str, nn.Module], aux_net).items(), key=lambda item: str(item[0])))
     if not auxes:
         raise TapError("there is no auxiliary network: aux_net is a network, or a mapping from names to networks")
     searches: dict[str, Search] = _by_name(search, auxes, named, "searches", "search=AuxNAS()")
@@ -153,12 +155,13 @@ def _is_name(name: Any) -> bool:
 
 def _check_taps(primary_net: nn.Module, auxes: Mapping[str, nn.Module], taps: Mapping[str, Sequence[Tap]]) -> None:
     """Raise a `TapError` that lists every name in every network that cannot be tapped."""
-    problems: list[str] = []
+    layers = dict.fromkeys(tap.primary for side in taps.values() for tap in side)
+    problems = check_names(primary_net, list(layers), role=PRIMARY)  # of all together: one may have two names
     for aux, side in taps.items():
         problems += check_names(primary_net, [tap.primary for tap in side], role=PRIMARY)
         problems += check_names(auxes[aux], [tap.aux for tap in side], role=aux)
-    if problems:
-        raise TapError(bullets(f"{len(problems)} problem(s) with the taps:", list(dict.fromkeys(problems))))
+    if problems := list(dict.fromkeys(problems)):
+        raise TapError(bullets(f"{len(problems)} problem(s) with the taps:", problems))
 
 
 def _choose_wires(

@@ -7,7 +7,6 @@ from threading import Lock
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from auxnas_layers._engine import PRIMARY, Branch, refuse_tracing, refuse_transforms, run, uncompiled
@@ -17,7 +16,7 @@ from auxnas_layers.fusion import Fusion
 from auxnas_layers.inputs import Inputs, as_inputs, undisturbed
 from auxnas_layers.search_space import Wire
 from auxnas_layers.survey import Seen
-from auxnas_layers.taps import Tap, aux_points, primary_points
+from auxnas_layers.taps import Point, Tap, aux_points, primary_points
 
 Gates = Mapping[str, Sequence[Tensor | None]]
 """The gates of one forward by direction, `None` where an edge is closed."""
@@ -85,24 +84,27 @@ class JoinedNets(nn.Module):
         make_fusion: Callable[[Place, Sequence[Hearing]], Fusion],
     ) -> None:
         self._taps = {aux: tuple(side) for aux, side in taps.items()}
-        self._points = {PRIMARY: primary_points(self._taps), **{a: aux_points(t) for a, t in self._taps.items()}}
+        self._points = _points(self._taps)
         self._wires = {direction: tuple(side) for direction, side in wires.items() if side}
         self._heard = {place: tuple(sources) for place, sources in heard.items()}
         self.fusions = nn.ModuleDict({role: nn.ModuleDict() for role in self._points}).train(self.training)
         nets = self._nets()
         for (role, name), number in self._numbers():
-            fusion = make_fusion((role, name), self._heard[role, name])
-            if fusion.is_lazy() and (dtype := _dtype(nets[role], name)):
-                fusion.to(dtype)  # in which a state is loaded before the first forward
+            known = _parameter(nets[role], name)
+            with nullcontext() if known is None else known.device:  # loaded before the first forward, too
+                fusion = make_fusion((role, name), self._heard[role, name])
+            if fusion.is_lazy() and known is not None:
+                fusion.to(known.dtype)
             self._fusion_dict(role)[number] = fusion
 
     def _keep_(self, taps: Mapping[str, Sequence[Tap]], keep: Callable[[Wire], bool]) -> None:
         """Forget all edges but some, their weights, and fusions that do nothing without them."""
         fusions, heard = self._fusions_by_place(), {}
+        tapped = {(role, point.name) for role, points in _points(taps).items() for point in points}
         for place, sources in self._heard.items():
             numbers = [j for j, source in enumerate(sources) if keep(source.wire)]
             fusions[place].keep_(numbers)
-            if place[0] in (PRIMARY, *taps) and (numbers or not fusions[place].residual):
+            if place in tapped and (numbers or not fusions[place].residual):
                 heard[place] = [sources[j] for j in numbers]
         wires = {direction: [wire for wire in side if keep(wire)] for direction, side in self._wires.items()}
         self._join_(taps, wires, heard, lambda place, _: fusions[place])
@@ -190,13 +192,14 @@ class JoinedNets(nn.Module):
             for (role, name), fusion in self._fusions_by_place().items():
                 own, sources = seen[role, name], [seen[hearing.source] for hearing in self._heard[role, name]]
                 assert own.layout and own.shape
+                known = _parameter(nets[role], name)
                 try:
                     fusion.materialise(
                         own.layout.channels(own.shape),
                         [source.layout.channels(source.shape) for source in sources if source.layout and source.shape],
                         channel_dim=own.layout.channel_dim,
                         device=own.device,
-                        dtype=_dtype(nets[role], name) or own.dtype,
+                        dtype=own.dtype if known is None else known.dtype,
                     )
                 except LayoutError as error:
                     problems.append(f"{role} {name!r}: {error}")
@@ -238,7 +241,12 @@ class JoinedNets(nn.Module):
         return "\n".join([first, *(f"  {fact}," for fact in facts), ")"])
 
 
-def _dtype(net: nn.Module, name: str) -> torch.dtype | None:
-    """The dtype of a layer's parameters, or else of its network's."""
+def _points(taps: Mapping[str, Sequence[Tap]]) -> dict[str, Sequence[Point]]:
+    """The tapped layers of every network."""
+    return {PRIMARY: primary_points(taps), **{aux: aux_points(side) for aux, side in taps.items()}}
+
+
+def _parameter(net: nn.Module, name: str) -> nn.Parameter | None:
+    """A parameter of a layer, or else of its network, in whose dtype and where it computes."""
     parameters = [*net.get_submodule(name).parameters(), *net.parameters()]
-    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), None)
+    return next((parameter for parameter in parameters if parameter.is_floating_point()), None)

@@ -349,6 +349,8 @@ def test_one_layer_under_two_names_is_named_once():
     net.alias = net.layer1
     with pytest.raises(TapError, match="primary 'alias' is the same layer as 'layer1'; name it once"):
         AuxNASWrapper(net, Cnn(), ["layer1", ("alias", "layer2")])
+    with pytest.raises(TapError, match="primary 'alias' is the same layer as 'layer1'; name it once"):
+        AuxNASWrapper(net, {"a": Cnn(), "b": Cnn()}, {"a": ["layer1"], "b": [("alias", "layer1")]})
 
 
 def test_a_norm_that_does_not_take_rows_is_an_error_when_it_is_made():

@@ -801,6 +801,34 @@ def test_each_auxiliary_may_have_a_search_space_of_its_own():
         AuxNASWrapper(Cnn(), Cnn(), ["layer1"], search_space={"aux": DepthLimited(1)})
 
 
+@pytest.mark.parametrize("taps", [{"a": ["layer1"], "b": ["layer2"]}, {"a": ["layer1"], "b": ["layer1"]}])
+def test_the_order_in_which_auxiliaries_are_named_decides_nothing(taps):
+    """A state goes to the edge that it came from, and an optimiser's to its parameter."""
+
+    def wrap(order):
+        nets = {name: Cnn() for name in order}
+        return AuxNASWrapper(Cnn(), nets, {name: taps[name] for name in order}, example_inputs=IMAGES).eval()
+
+    one, other = wrap("ab"), wrap("ba")
+    stir_(one)
+    other.load_state_dict(one.state_dict())
+    assert_same(other(IMAGES).primary, one(IMAGES).primary)
+    assert [name for name, _ in other.named_parameters()] == [name for name, _ in one.named_parameters()]
+
+
+@pytest.mark.parametrize("search", [MTLNAS(), FixedArchitecture()], ids=["mtl-nas", "fixed"])
+def test_layers_that_only_a_removed_auxiliary_tapped_are_forgotten(search):
+    """Also where their fusions act without any edge; then more may leave, and the rest is exported."""
+    taps = {"a": ["layer1"], "b": [("layer2", "layer1")], "c": ["layer1"]}
+    wrapper = AuxNASWrapper(Cnn(), {name: Cnn() for name in taps}, taps, search=search, example_inputs=IMAGES)
+    for leaving in "bc":
+        wrapper.remove_aux_(leaving, allow_open=True)
+        wrapper(IMAGES)
+    wrapper.discretize_()
+    wrapper.eval().export_multitask()
+    assert wrapper.export_report.exact
+
+
 def test_gates_of_an_auxiliary_that_has_left_are_drawn_as_far_as_they_go():
     nets, taps = {"a": Cnn(), "b": Cnn()}, {"a": ["layer1"], "b": ["layer1"]}
     wrapper = AuxNASWrapper(Cnn(), nets, taps)
