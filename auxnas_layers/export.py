@@ -17,6 +17,7 @@ from auxnas_layers.inputs import Inputs, same, undisturbed
 from auxnas_layers.taps import features
 
 Net = TypeVar("Net", bound=nn.Module)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:
     # A network may keep what it computed, also in a dict; deepcopy refuses tensors that belong to a graph.
     memo |= {id(value): value.detach().clone() for value in kept if not value.is_leaf}
     try:
-        exported = copy.deepcopy(net, memo)
+        exported = deepcopied(net, memo)
     except Exception as error:
         raise ExportError(f"{type(net).__name__} cannot be copied by copy.deepcopy: {error}") from error
     before, after = net.state_dict(), exported.state_dict()
@@ -129,10 +130,25 @@ def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:
     return exported
 
 
+def deepcopied(value: T, memo: dict[int, Any]) -> T:
+    """A deep copy whose tensors are ordinary ones, in inference mode too."""
+    with torch.inference_mode(False):
+        return copy.deepcopy(value, memo)
+
+
 def evaluate(net: nn.Module, inputs: Inputs) -> Any:
-    """A network's outputs in eval mode, as it was written where it is compiled, since a copy of it is not."""
-    with eager(), undisturbed(net), torch.no_grad():
-        return inputs.trial(net)
+    """A network's outputs in eval mode, as both sides of a comparison compute them.
+
+    A copy of a compiled network is not compiled, and torch's own encoders take a fast path only where nothing is
+    hooked, so neither is used.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with eager(), undisturbed(net), torch.no_grad():
+            return inputs.trial(net)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def largest_difference(exported: nn.Module, inputs: Inputs, expected: Any) -> float | None:
@@ -149,10 +165,11 @@ def largest_difference(exported: nn.Module, inputs: Inputs, expected: Any) -> fl
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
         return inf
     if same(a, b):
         return 0.0
     wide = torch.complex128 if a.is_complex() else torch.double
+    a, b = a.to_dense(), b.to_dense()
     difference = (a.to(wide) - b.to(wide)).abs()[(a != b) & ((a == a) | (b == b))]
     return float(difference.nan_to_num(nan=inf, posinf=inf).max()) or ulp(0.0)  # too small for a double, but not equal

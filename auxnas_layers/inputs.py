@@ -59,8 +59,9 @@ class Inputs:
             raise
 
     def copied(self) -> "Inputs":
-        """The same with every tensor copied."""
-        return self.changed(lambda tensor: tensor.detach().clone())
+        """The same with every tensor copied, as an ordinary one in inference mode too."""
+        with torch.inference_mode(False):
+            return self.changed(lambda tensor: tensor.detach().clone())
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         """The same with another tensor in place of each, also in tuples, lists, mappings and dataclasses."""
@@ -100,8 +101,17 @@ class Example:
         self.inputs, self.was = inputs, _whereabouts(net)
 
     def now(self, net: nn.Module) -> Inputs:
-        """A copy for the network as it is now; what was of another device or dtype than the network stays so."""
+        """A copy for the network as it is now; what was of another device or dtype than the network stays so.
+
+        Raises:
+            AuxNASError: If the network was without numbers when they were given, and no longer is.
+        """
         was, is_ = self.was, _whereabouts(net)
+        if was[0].type == "meta" != is_[0].type:
+            raise AuxNASError(
+                "the example inputs were given on the meta device and have no numbers; give others, as in "
+                "export_primary(x) or cost(x)"
+            )
 
         def follow(tensor: Tensor) -> Tensor:
             device = is_[0] if tensor.device == was[0] else tensor.device
@@ -169,8 +179,10 @@ def same(a: Any, b: Any) -> bool:
     """Whether two values of a state_dict are equal bit for bit, NaN included."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return type(a) is type(b)
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
         return False
+    if a.layout is not torch.strided:
+        a, b = a.to_dense(), b.to_dense()
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 

@@ -22,6 +22,7 @@ from auxnas_layers import (
     Alignment,
     AuxG,
     AuxNAS,
+    AuxNASError,
     AuxNASWrapper,
     ClampedGate,
     CrossStitchFusion,
@@ -570,9 +571,21 @@ def test_a_wrapper_made_on_the_meta_device_gets_its_numbers_from_a_checkpoint(wa
     for wrapper in (sized, unsized):
         wrapper.load_state_dict(trained.state_dict(), assign=True)
         assert_same(tuple(wrapper.eval()(X)), tuple(trained(X)))
+    for use in (lambda: sized.export_primary(allow_open=True), sized.cost):
+        with pytest.raises(AuxNASError, match=r"example inputs .* meta device .* export_primary\(x\) or cost\(x\)"):
+            use()
     emptied = wrap(way).eval().to("meta").to_empty(device="cpu")
     emptied.load_state_dict(trained.state_dict())
     assert_same(tuple(emptied(X)), tuple(trained(X)))
+
+
+@pytest.mark.filterwarnings("ignore:.*which is a no-op")
+def test_edges_that_get_their_size_from_a_state_are_where_the_networks_are():
+    """The meta device stands for a GPU: without numbers, what is there stays there."""
+    state = wrap("aux-nas").state_dict()
+    wrapper = AuxNASWrapper(Mlp().to("meta"), Mlp().to("meta"), ["a", "b"])
+    wrapper.load_state_dict(state)
+    assert {p.device.type for p in wrapper.fusion_parameters()} == {"meta"}
 
 
 def test_networks_on_the_meta_device_can_be_wrapped_outside_of_it():

@@ -13,6 +13,7 @@ from helpers import PLAIN, assert_same, loss_of, stir_
 from torch import nn
 
 from auxnas_layers import (
+    MTLNAS,
     Architecture,
     AuxG,
     AuxNAS,
@@ -26,6 +27,7 @@ from auxnas_layers import (
     Tap,
     TapError,
     list_taps,
+    suggest_taps,
 )
 from auxnas_layers.plot import plot_edges
 
@@ -226,6 +228,53 @@ def test_outputs_without_tensors_are_not_called_compared():
     wrapper = wrap(Space())
     wrapper.export_primary()
     assert wrapper.export_report.exact is None and "no tensors in the outputs" in str(wrapper.export_report)
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": True}, {"padding": True}], ids=str)
+def test_torchs_own_encoder_is_exported(options):
+    """It has a fast path in eval mode, in which hooks and masks decide, and which differs in the last digits."""
+
+    class Encoder(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+            self.head = nn.Linear(8, classes)
+
+        def forward(self, x, mask=None, padding=None):
+            return self.head(self.encoder(x, mask=mask, src_key_padding_mask=padding))
+
+    x, length = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)), torch.arange(5)
+    masks = {"mask": nn.Transformer.generate_square_subsequent_mask(5), "padding": length >= 1 + length[:3, None]}
+    call = Inputs((x,), {name: masks[name] for name in options})
+    wrapper = AuxNASWrapper(Encoder(2), Encoder(3), ["encoder.layers.0", "encoder.layers.1"], example_inputs=call)
+    wrapper.close_aux_to_primary_()
+    wrapper.export_primary()
+    assert wrapper.export_report.exact and torch.backends.mha.get_fastpath_enabled()
+
+
+def test_networks_are_taken_out_and_read_in_inference_mode_too():
+    wrapper, both, net = wrap(), wrap(search=MTLNAS()), Mlp()
+    both.discretize_()
+    with torch.inference_mode():
+        exported = [wrapper.export_primary(), both.export_multitask()]
+        assert wrapper.export_report.exact and both.export_report.exact
+        assert suggest_taps(net, net, X) == ["a", "b"]
+    assert not any(p.is_inference() for one in exported for p in [*one.parameters(), *one.buffers()])
+
+
+def test_sparse_buffers_and_outputs_are_compared():
+    class Graph(Mlp):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("adjacency", torch.eye(len(X)).to_sparse())
+
+        def forward(self, x):
+            return torch.sparse.mm(self.adjacency, super().forward(x)), self.adjacency
+
+    wrapper = wrap(Graph())
+    wrapper.export_primary()
+    assert wrapper.export_report.exact
 
 
 # Kinds of arguments
