@@ -122,8 +122,14 @@ class Example:
 
 def _whereabouts(net: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device and dtype of a network's parameters."""
-    found: Tensor = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    found = floating_parameter(net)
+    found = torch.empty(0) if found is None else found
     return found.device, found.dtype
+
+
+def floating_parameter(*nets: nn.Module) -> Tensor | None:
+    """The first floating parameter of the first module that has one, in whose dtype and where it computes."""
+    return next((p for net in nets for p in net.parameters() if p.is_floating_point()), None)
 
 
 def as_inputs(example: Any) -> Inputs:

@@ -13,7 +13,7 @@ from auxnas_layers._engine import PRIMARY, Branch, refuse_tracing, refuse_transf
 from auxnas_layers.errors import LayoutError, SearchError, bullets
 from auxnas_layers.exchange import FeatureExchange, Hearing, Place, survey
 from auxnas_layers.fusion import Fusion
-from auxnas_layers.inputs import Inputs, as_inputs, undisturbed
+from auxnas_layers.inputs import Inputs, as_inputs, floating_parameter, undisturbed
 from auxnas_layers.search_space import Wire
 from auxnas_layers.survey import Seen
 from auxnas_layers.taps import Point, Tap, aux_points, primary_points
@@ -90,7 +90,7 @@ class JoinedNets(nn.Module):
         self.fusions = nn.ModuleDict({role: nn.ModuleDict() for role in self._points}).train(self.training)
         nets = self._nets()
         for (role, name), number in self._numbers():
-            known = _parameter(nets[role], name)
+            known = floating_parameter(nets[role].get_submodule(name), nets[role])
             with nullcontext() if known is None else known.device:  # loaded before the first forward, too
                 fusion = make_fusion((role, name), self._heard[role, name])
             if fusion.is_lazy() and known is not None:
@@ -192,7 +192,7 @@ class JoinedNets(nn.Module):
             for (role, name), fusion in self._fusions_by_place().items():
                 own, sources = seen[role, name], [seen[hearing.source] for hearing in self._heard[role, name]]
                 assert own.layout and own.shape
-                known = _parameter(nets[role], name)
+                known = floating_parameter(nets[role].get_submodule(name), nets[role])
                 try:
                     fusion.materialise(
                         own.layout.channels(own.shape),
@@ -244,9 +244,3 @@ class JoinedNets(nn.Module):
 def _points(taps: Mapping[str, Sequence[Tap]]) -> dict[str, Sequence[Point]]:
     """The tapped layers of every network."""
     return {PRIMARY: primary_points(taps), **{aux: aux_points(side) for aux, side in taps.items()}}
-
-
-def _parameter(net: nn.Module, name: str) -> nn.Parameter | None:
-    """A parameter of a layer, or else of its network, in whose dtype and where it computes."""
-    parameters = [*net.get_submodule(name).parameters(), *net.parameters()]
-    return next((parameter for parameter in parameters if parameter.is_floating_point()), None)
