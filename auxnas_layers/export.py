@@ -17,7 +17,6 @@ from auxnas_layers.inputs import Inputs, same, undisturbed
 from auxnas_layers.taps import features
 
 Net = TypeVar("Net", bound=nn.Module)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,7 @@ def check_closed(
     raise ExportError(bullets("; ".join(lines), [*map(str, open_edges), *acting]))
 
 
+@torch.inference_mode(False)
 def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:
     """An independent copy of a network: its class, keys, flags and nothing else.
 
@@ -114,7 +114,7 @@ def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:
     # A network may keep what it computed, also in a dict; deepcopy refuses tensors that belong to a graph.
     memo |= {id(value): value.detach().clone() for value in kept if not value.is_leaf}
     try:
-        exported = deepcopied(net, memo)
+        exported = copy.deepcopy(net, memo)
     except Exception as error:
         raise ExportError(f"{type(net).__name__} cannot be copied by copy.deepcopy: {error}") from error
     before, after = net.state_dict(), exported.state_dict()
@@ -128,12 +128,6 @@ def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:
     if problems:
         raise ExportError(bullets(f"deepcopy of {type(net).__name__} does not give the same network:", problems))
     return exported
-
-
-def deepcopied(value: T, memo: dict[int, Any]) -> T:
-    """A deep copy whose tensors are ordinary ones, in inference mode too."""
-    with torch.inference_mode(False):
-        return copy.deepcopy(value, memo)
 
 
 def evaluate(net: nn.Module, inputs: Inputs) -> Any:

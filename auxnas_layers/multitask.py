@@ -1,13 +1,15 @@
 """Both networks with the edges that a search has kept: what is left once there is nothing more to search."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from auxnas_layers.architecture import Architecture, Edge
 from auxnas_layers.errors import ExportError, bullets
-from auxnas_layers.export import copy_out, deepcopied
+from auxnas_layers.export import copy_out
 from auxnas_layers.gates import Gate
 from auxnas_layers.joint import Gates, JoinedNets
 from auxnas_layers.search_space import Wire
@@ -41,11 +43,12 @@ class MultitaskNet(JoinedNets):
     (True, True)
     """
 
+    @torch.inference_mode(False)
     def __init__(self, joined: JoinedNets, gates: Mapping[str, Tensor]) -> None:
         memo: dict[int, Any] = {}
         primary_net = copy_out(joined.primary_net, memo)
         auxes = {aux: copy_out(net, memo) for aux, net in joined._aux_nets().items()}
-        fusions = deepcopied(joined._fusions_by_place(), {})
+        fusions = copy.deepcopy(joined._fusions_by_place())
         super().__init__(
             primary_net,
             auxes,

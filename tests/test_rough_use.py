@@ -254,13 +254,14 @@ def test_torchs_own_encoder_is_exported(options):
 
 
 def test_networks_are_taken_out_and_read_in_inference_mode_too():
-    wrapper, both, net = wrap(), wrap(search=MTLNAS()), Mlp()
+    wrapper, both, net = wrap(), wrap(search=MTLNAS(gate_start=0.6)), Mlp()
     both.discretize_()
     with torch.inference_mode():
         exported = [wrapper.export_primary(), both.export_multitask()]
         assert wrapper.export_report.exact and both.export_report.exact
         assert suggest_taps(net, net, X) == ["a", "b"]
     assert not any(p.is_inference() for one in exported for p in [*one.parameters(), *one.buffers()])
+    loss_of(exported[1](X)).backward()  # its constant gates are ordinary tensors, too
 
 
 def test_sparse_buffers_and_outputs_are_compared():
