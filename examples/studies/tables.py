@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from math import inf
 from statistics import mean
 
 from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, PRETRAINED, SHARED, SINGLE
@@ -145,6 +146,24 @@ def labels_table(cells: list[Cell], found: Found) -> None:
     by_labels("true auxiliaries that the rule stopped early + at half, mean cosine", stopped)
     for method in BASES:
         by_labels(f"error of {WAYS.get(method, method)}", lambda p, regime, m=method: average(errors[p, m, regime]))
+    _weights_table(cells, found)
+
+
+def _weights_table(cells: list[Cell], found: Found) -> None:
+    """Trials where all samples carry both labels, and that differ by the weight of the auxiliary's loss alone."""
+    rows: dict[Regime, dict[str, dict[float, str]]] = {}
+    for cell in (cell for cell in cells if cell.method == OURS and not (cell.regime.plenty or cell.regime.control)):
+        first, *others = cell.trials()
+        alike = [run for run in others if replace(run.settings, aux_weight=first.settings.aux_weight) == first.settings]
+        runs = {0.0: replace(first, method=SINGLE)} | {run.settings.aux_weight: run for run in (first, *alike)}
+        texts = {weight: average({0: found[run]["error"]}) for weight, run in runs.items() if run in found}
+        rows.setdefault(first.regime, {})[cell.problem] = texts
+    for regime, by_problem in sorted(rows.items(), key=lambda row: row[0].labels or inf):
+        weights = sorted({weight for texts in by_problem.values() for weight in texts})
+        head = ("primary <- auxiliary", *(f"ours, {weight:g}" if weight else SINGLE for weight in weights))
+        lines = ((problem, *(texts.get(weight, "") for weight in weights)) for problem, texts in by_problem.items())
+        caption = "validation error in trials of one rate, decay and seed, by the weight of the auxiliary's loss"
+        show(head, lines, f"{regime_name(regime)}: {caption}")
 
 
 def ablation_table(cells: list[Cell], found: Found) -> None:

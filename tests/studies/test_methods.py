@@ -1,6 +1,7 @@
 """The methods that the studies compare, the data they get, and the tables of their runs."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -389,6 +390,8 @@ def test_a_cell_takes_the_settings_of_the_best_trial():
     ]
     for regime, tried in [*((own, own) for own in studies.BETWEEN[:3]), (Regime(1000, False), studies.ALL)]:
         assert {run.regime for run in replace(cell, regime=regime).trials()} == {tried}
+    own = studies.Cell(studies.STOPPED[0], OURS, Regime(1000, False)).trials()
+    assert {run.regime for run in own} == {Regime(1000, False)} and len(own) == len(studies.MANY)
     like = studies.Cell(PROBLEM.name, SHARED, Regime(0, False), cell)
     assert [run.settings for run in like.runs(found)] == [best.settings] * 5
     found[cell.trials()[0]] = {"error": float("nan")}
@@ -422,7 +425,8 @@ def test_differences_are_paired():
 
 def test_numbers_of_labels_are_columns_and_what_has_not_run_is_empty(capsys):
     cells = studies.label_cells()
-    found = {run: {"error": 1.0} for cell in cells for run in cell.trials()}
+    trials = [run for cell in cells for run in cell.trials()]
+    found = {run: {"error": 5.0 if run.method == SINGLE else run.settings.aux_weight} for run in trials}
     control = replace(studies.ALL, control="permuted")
     for (method, regime), error in {
         (SINGLE, studies.FEW): 20.0,
@@ -435,7 +439,7 @@ def test_numbers_of_labels_are_columns_and_what_has_not_run_is_empty(capsys):
         watched = {"cosines": {"segmentation": [0.5]}, "explained": {"segmentation": [0.4]}} if method == OURS else {}
         found |= {run: {"error": error, **watched} for run in cell.runs(found)}
     labels_table(cells, found)
-    lines = capsys.readouterr().out.splitlines()
+    lines, *by_weight = [part.splitlines() for part in re.split(r"\n(?=.*: validation error)", capsys.readouterr().out)]
     assert [line for line in lines if line.startswith("| depth <- segmentation |")] == [
         "| depth <- segmentation | -25.0 +- 0.0 %, 10 of 10 | -10.0 +- 0.0 %, 5 of 5 |",
         "| depth <- segmentation | +20.0 +- 0.0 %, 0 of 5 |",
@@ -445,6 +449,12 @@ def test_numbers_of_labels_are_columns_and_what_has_not_run_is_empty(capsys):
     ]
     assert "| primary <- auxiliary | 100 / all | all / all |" in lines
     assert not [line for line in lines if "rooms" in line]
+    assert [table[0].split(":")[0] for table in by_weight] == ["100 / 100", "300 / 300", "1000 / 1000", "all / all"]
+    assert by_weight[0][2] == "| primary <- auxiliary | single-task | ours, 0.3 | ours, 3 |"
+    assert by_weight[0][4] == "| depth <- segmentation | 5.000 | 0.3000 | 3.000 |"
+    assert by_weight[3][4] == "| depth <- segmentation | 5.000 | 0.1000 | 0.3000 | 1.000 | 3.000 |"
+    tuned_with_1000 = [line.split(" |")[0][2:] for line in by_weight[2][4:] if line.startswith("|")]
+    assert tuned_with_1000 == list(studies.STOPPED)
 
 
 @pytest.mark.parametrize("study", studies.STUDIES)

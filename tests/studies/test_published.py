@@ -62,15 +62,18 @@ def test_every_run_belongs_to_a_study(found):
     assert not found.keys() - asked
 
 
-def test_permuted_labels_are_found_out_and_true_ones_not_taken_for_them_but_in_two_runs(found):
+def test_permuted_labels_are_found_out_and_true_ones_not_taken_for_them_but_in_five_runs(found):
     watched = [(run, share) for run in found for share in found[run].get("explained", {}).values()]
     assert len(watched) > 100 and {run.regime.control for run, _ in watched} == {"", "permuted", "too strong"}
     wrong = [run for run, shares in watched if is_learned(shares) == (run.regime.control == "permuted")]
-    assert {(run.problem, run.regime.control, run.seed) for run in wrong} == {
-        ("segmentation <- depth", "permuted", 2),
-        ("depth <- segmentation + normals + outlines", "", studies.TUNING_SEED),
+    assert {(run.problem, run.regime.control, run.settings.aux_weight, run.seed) for run in wrong} == {
+        ("segmentation <- depth", "permuted", 3, 2),
+        ("normals <- segmentation", "permuted", 0.1, 0),
+        ("normals <- segmentation", "permuted", 0.1, 1),
+        ("normals <- segmentation", "permuted", 0.1, 4),
+        ("depth <- segmentation + normals + outlines", "", 10, studies.TUNING_SEED),
     }
-    assert len(wrong) == 2
+    assert len(wrong) == 5
 
 
 def test_the_pictures_are_drawn(found, tmp_path):
