@@ -98,9 +98,9 @@ def check_closed(
     raise ExportError(bullets("; ".join(lines), [*map(str, open_edges), *acting]))
 
 
-@torch.inference_mode(False)
+@torch.inference_mode(False)  # or what is copied inside of it could never be trained
 def copy_out(net: Net, memo: dict[int, Any] | None = None) -> Net:
-    """An independent copy of a network: its class, keys, flags and nothing else.
+    """An independent copy of a network: its class, keys, flags and nothing else; its tensors are ordinary ones.
 
     Args:
         net: The network.

@@ -43,7 +43,7 @@ class MultitaskNet(JoinedNets):
     (True, True)
     """
 
-    @torch.inference_mode(False)
+    @torch.inference_mode(False)  # as `copy_out`: its fusions and gates are ordinary tensors, too
     def __init__(self, joined: JoinedNets, gates: Mapping[str, Tensor]) -> None:
         memo: dict[int, Any] = {}
         primary_net = copy_out(joined.primary_net, memo)

@@ -20,7 +20,7 @@ STOPPED = (
     "genre <- part of speech, frozen MiniLM",
     "upper garment <- lower garment",
     "flight speed <- gate-to-gate time",
-)  # where the stop rule stops some true auxiliary, costly problems left out
+)  # those without frames: where the stop rule stops some true auxiliary, costly problems left out
 DIFFER = (*MAIN, "depth <- normals", "depth <- segmentation, ResNet-18 and ViT")  # ours and a shared backbone
 CORE = (SINGLE, MATCHED, PRETRAINED, SHARED, AUX_G, OURS, LIGHT)
 CONTROLLED = (SHARED, OURS)  # run with permuted auxiliary labels too
@@ -55,7 +55,7 @@ Found = Mapping[Run, Mapping[str, Any]]
 def trials(problem: str, method: str, regime: Regime) -> list[Run]:
     """What the settings of a method are chosen from, by validation samples; without an auxiliary none of them twice.
 
-    With 1000 primary labels they have all of them, but on the problems of `STOPPED`.
+    With 1000 primary labels they have all of them, but on the problems of `STOPPED`, which are tuned with 1000.
     """
     if not 0 < regime.labels < 1000:
         settings = MANY

@@ -153,11 +153,12 @@ def _weights_table(cells: list[Cell], found: Found) -> None:
     """Trials where all samples carry both labels, and that differ by the weight of the auxiliary's loss alone."""
     rows: dict[Regime, dict[str, dict[float, str]]] = {}
     for cell in (cell for cell in cells if cell.method == OURS and not (cell.regime.plenty or cell.regime.control)):
-        first, *others = cell.trials()
-        alike = [run for run in others if replace(run.settings, aux_weight=first.settings.aux_weight) == first.settings]
-        runs = {0.0: replace(first, method=SINGLE)} | {run.settings.aux_weight: run for run in (first, *alike)}
+        trials = cell.trials()
+        like, alone = trials[0].settings, replace(trials[0], method=SINGLE)
+        alike = [run for run in trials if replace(run.settings, aux_weight=like.aux_weight) == like]
+        runs = {0.0: alone} | {run.settings.aux_weight: run for run in alike}
         texts = {weight: average({0: found[run]["error"]}) for weight, run in runs.items() if run in found}
-        rows.setdefault(first.regime, {})[cell.problem] = texts
+        rows.setdefault(alone.regime, {})[cell.problem] = texts
     for regime, by_problem in sorted(rows.items(), key=lambda row: row[0].labels or inf):
         weights = sorted({weight for texts in by_problem.values() for weight in texts})
         head = ("primary <- auxiliary", *(f"ours, {weight:g}" if weight else SINGLE for weight in weights))
