@@ -1,14 +1,19 @@
 """What several tests ask of networks and wrappers."""
 
 import copy
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from auxnas_layers import AuxNAS, AuxNASWrapper, Inputs
+from auxnas_layers import AuxNAS, AuxNASError, AuxNASWrapper, Inputs
 from auxnas_layers.taps import features
+
+ROOT = Path(__file__).parent.parent
 
 PLAIN = AuxNAS(own_share=1.0, start="zero")
 """The search under which wrapping changes neither network."""
@@ -73,3 +78,10 @@ def gradients(net: nn.Module) -> dict[str, Tensor | None]:
 
 def workers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("auxnas")]
+
+
+def refuses(error, message, call, *args, **kwargs):
+    """The call raises this error with just this message."""
+    with pytest.raises(error, match=f"^{re.escape(message)}$") as found:
+        call(*args, **kwargs)
+    assert isinstance(found.value, AuxNASError) and isinstance(found.value, ValueError)

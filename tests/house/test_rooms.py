@@ -1,0 +1,124 @@
+"""The rooms of the package import only from rooms above them, nothing is done at import, all names are documented."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT
+
+import auxnas_layers
+
+PACKAGE = ROOT / "auxnas_layers"
+ROOMS = [
+    "errors",
+    "layouts",
+    "taps",
+    "inputs",
+    "search_space",
+    "gates",
+    "fusion",
+    "architecture",
+    "search",
+    "listener",
+    "_engine.ambient",
+    "_engine.hooks",
+    "_engine.checkpoint",
+    "_engine.visits",
+    "_engine.branch",
+    "_engine.sequential",
+    "_engine.lockstep",
+    "_engine.run",
+    "_engine",
+    "survey",
+    "suggest",
+    "exchange",
+    "arguments",
+    "joint",
+    "alignment",
+    "cost",
+    "export",
+    "multitask",
+    "plot",
+    "wrapper",
+    "",
+]
+
+
+def room(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms that a file imports from, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        found |= {name.removeprefix("auxnas_layers").lstrip(".") for name in names if name.startswith("auxnas_layers")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=room)
+def test_each_room_imports_only_from_rooms_above_it(path):
+    above = ROOMS[: ROOMS.index(room(path))]
+    assert imports(path) <= set(above)
+    if room(path) != "plot":
+        assert "matplotlib" not in path.read_text()
+    if not room(path).startswith("_engine"):
+        assert not re.search(r"torch\._|[^_\w]_(functorch|autograd|dynamo)\b", path.read_text()), "private torch names"
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_does_no_work():
+    code = "import sys, random, torch; before = torch.get_rng_state(), random.getstate(); import auxnas_layers;"
+    code += "assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate();"
+    code += "print(*sys.modules)"
+    loaded = python(code).split()
+    assert not {"matplotlib", "torchvision", "timm", "torch._dynamo", "hypothesis"} & set(loaded)
+    assert "matplotlib" in python("import auxnas_layers.plot, sys; print(*sys.modules)").split()  # the check can fail
+
+
+def test_private_names_of_torch_that_the_engine_uses_are_what_it_takes_them_for():
+    """Where torch moves one of them, this fails by its name."""
+    from torch import overrides
+    from torch.utils import _python_dispatch, checkpoint
+
+    for name in ("_get_current_function_mode_stack", "_push_mode", "_pop_mode"):
+        assert callable(getattr(overrides, name)), name
+    for name in ("_get_current_dispatch_mode_stack", "_push_mode", "_pop_mode"):
+        assert callable(getattr(_python_dispatch, name)), name
+    for name in ("get_dynamic_layer_stack_depth", "pop_dynamic_layer_stack", "push_dynamic_layer_stack"):
+        assert callable(getattr(torch._C._functorch, name)), name
+    assert torch._C._get_tracing_state() is None
+    top = torch._C._autograd._top_saved_tensors_default_hooks
+    assert top(True) is None
+    seen = []
+
+    def region(x):
+        pack, _ = top(True)
+        cells = dict(zip(pack.__code__.co_freevars, pack.__closure__, strict=True))
+        seen.append((pack.__module__, callable(cells["frame"].cell_contents.recompute_fn)))
+        return x.sin()
+
+    checkpoint.checkpoint(region, torch.ones(1, requires_grad=True), use_reentrant=False)
+    assert seen == [(checkpoint.__name__, True)]
+    for name in ("_pop_saved_tensors_default_hooks", "_push_saved_tensors_default_hooks"):
+        assert callable(getattr(torch._C._autograd, name)), name
+    assert checkpoint.CheckpointFunction in torch.autograd.Function.__subclasses__()
+
+
+def test_every_public_name_is_exported_and_documented():
+    for name in auxnas_layers.__all__:
+        assert getattr(auxnas_layers, name).__doc__, name
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    assert not [name for name in auxnas_layers.__all__ if f"`{name}" not in reference]
+    assert (PACKAGE / "py.typed").exists()

@@ -1,0 +1,56 @@
+"""Joined networks that share modules, stand in each other, or get their sizes late."""
+
+import pytest
+import torch
+from helpers import PLAIN, assert_same
+from mlps import Mlp, X, wrap
+from torch import nn
+
+from auxnas_layers import AuxG, AuxNASWrapper, LayoutError
+
+
+@pytest.mark.parametrize("search", [PLAIN, AuxG(own_share=1.0, start="zero")], ids=["lockstep", "sequential"])
+def test_the_same_network_may_stand_on_both_sides(search):
+    net = Mlp()
+    wrapper = AuxNASWrapper(net, net, taps=["a", "b"], search=search, example_inputs=X)
+    output = wrapper(X, aux_inputs=(2 * X,))
+    assert_same(output.primary, net(X))
+    assert_same(output.aux, net(2 * X))
+    assert not list(wrapper.aux_parameters())
+    assert len(list(wrapper.weight_parameters())) == len({id(p) for p in wrapper.weight_parameters()})
+
+
+@pytest.mark.parametrize("search", [PLAIN, AuxG(own_share=1.0, start="zero")], ids=["lockstep", "sequential"])
+def test_networks_may_share_a_tapped_trunk(search):
+    primary, aux = Mlp(), Mlp()
+    aux.a = primary.a
+    wrapper = AuxNASWrapper(primary, aux, taps=["a", "b"], search=search, example_inputs=X)
+    output = wrapper(X)
+    assert_same(output.primary, primary(X))
+    assert_same(output.aux, aux(X))
+
+
+def test_a_wrapper_may_stand_inside_a_wrapped_network():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = wrap(search=PLAIN), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.head(self.inner(x).primary)
+
+    outer = Outer()
+    wrapper = AuxNASWrapper(
+        outer, Mlp(), taps=[("inner.primary_net.head", "a"), ("head", "b")], search=PLAIN, example_inputs=X
+    )
+    assert_same(wrapper(X).primary, outer(X))
+
+
+def test_edges_do_not_get_their_sizes_inside_a_transform():
+    wrapper = AuxNASWrapper(Mlp(), Mlp(), ["a", "b"]).eval()
+    with pytest.raises(
+        LayoutError, match="cannot get one inside torch.func; give AuxNASWrapper.*or call the wrapper once"
+    ):
+        torch.func.grad(lambda x: wrapper(x).aux.sum())(X)
+    wrapper(X)
+    assert torch.func.grad(lambda x: wrapper(x).aux.sum())(X).shape == X.shape

@@ -1,0 +1,76 @@
+"""Parameters and FLOPs."""
+
+import pytest
+import torch
+from pairs import IMAGES, make
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.flop_counter import FlopCounterMode
+from zoo import Cnn
+
+from auxnas_layers import AuxNASWrapper, Inputs
+from auxnas_layers.cost import measure
+
+RECURRENT = [nn.LSTM, nn.GRU, nn.RNN]
+OPTIONS = [{}, {"batch_first": True}, {"bias": False}, {"bidirectional": True, "num_layers": 2}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_recurrent_layer_multiplies_each_step_by_each_weight(kind, options):
+    net = kind(4, 16, **options)
+    weights = sum(p.numel() for name, p in net.named_parameters() if "weight" in name)
+    assert measure(net, Inputs((torch.randn(2, 3, 4),))).flops == 2 * 2 * 3 * weights
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_of_packed_rows_only_the_steps_that_are_there_count(kind):
+    net = kind(4, 16)
+    packed = pack_padded_sequence(torch.randn(3, 2, 4), [3, 2])
+    weights = sum(p.numel() for name, p in net.named_parameters() if "weight" in name)
+    assert measure(net, Inputs((packed,))).flops == 2 * (3 + 2) * weights
+
+
+def test_cost_takes_keyword_arguments_or_what_the_wrapper_was_made_with():
+    class Named(nn.Module):
+        def __init__(self, out=1):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, out)
+
+        def forward(self, *, x, scale=1.0):
+            return self.b(self.a(x * scale))
+
+    x = torch.randn(2, 4)
+    wrapper = AuxNASWrapper(Named(), Named(3), ["a"], example_inputs=Inputs((), {"x": x}))
+    assert wrapper.cost() == wrapper.cost(x=x) == wrapper.cost(Inputs((), {"x": x}))
+    assert wrapper.cost(x=x, aux_inputs=Inputs((), {"x": x, "scale": 2.0})) == wrapper.cost()
+    assert AuxNASWrapper(Named(), Named(3), ["a"]).cost(x=x).primary == wrapper.cost().primary
+
+
+def test_the_training_graph_is_counted_with_all_its_edges():
+    wrapper = make().eval()
+    for gate in wrapper.gates.values():
+        gate.set_([0.4, 0.4, 0.4])
+    cost = wrapper.cost(IMAGES)
+    with FlopCounterMode(display=False) as counter:
+        wrapper(IMAGES)
+    edges = 2 * 2 * 4 * (6 * 6 * 64 + 12 * 6 * 16 + 12 * 12 * 16)  # both ways, multiply and add, 4 images
+    assert cost.training.flops == counter.get_total_flops() + edges
+
+
+class Three(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_cost_is_linear_in_the_number_of_auxiliaries(count):
+    def cost(number):
+        auxes = {f"aux{i}": Three() for i in range(number)}
+        wrapper = AuxNASWrapper(Cnn(), auxes, {name: [("layer1", "0")] for name in auxes}, example_inputs=IMAGES)
+        return wrapper.cost(IMAGES).training
+
+    first, second, this = cost(1), cost(2), cost(count)
+    assert this.flops == first.flops + (count - 1) * (second.flops - first.flops)
+    parameters = second.parameters - first.parameters
+    assert this.parameters == first.parameters + (count - 1) * parameters

@@ -1,0 +1,155 @@
+"""Taking out both networks with the kept edges."""
+
+import copy
+import json
+
+import pytest
+import torch
+from helpers import assert_same, loss_of, stir_, workers
+from pairs import IMAGES, TAPS, make, searched
+from torch.fx.experimental.proxy_tensor import make_fx
+from zoo import Cnn
+
+from auxnas_layers import (
+    MTLNAS,
+    Architecture,
+    AuxNASWrapper,
+    CrossStitchFusion,
+    CrossTaskFusion,
+    Edge,
+    ExportError,
+    FixedArchitecture,
+    Inputs,
+    LayoutError,
+    MultitaskNet,
+    NDDRFusion,
+    SigmoidGate,
+)
+
+
+def test_both_networks_are_exported_with_the_kept_edges_only():
+    wrapper = searched()
+    net = wrapper.export_multitask()
+    assert type(net) is MultitaskNet and not any(module.training for module in net.modules())
+    assert_same(net(IMAGES), wrapper(IMAGES))
+    kept = [(edge.direction, edge.source, edge.target) for edge in wrapper.export_report.kept]
+    assert kept == [("aux_to_primary", 0, 0), ("aux_to_primary", 1, 1), ("primary_to_aux", 0, 1)]
+    assert "kept 3 edges, dropped 3" in str(wrapper.export_report)
+    assert "exported == wrapper: True (largest difference 0)" in str(wrapper.export_report)
+    assert "auxiliary" in str(wrapper.export_report)
+    for line in ("aux_to_primary 0 -> 0", "primary_to_aux 0 -> 1", "primary 'layer2': weights=[(12, 12)]"):
+        assert line in repr(net)
+    wrapper.primary_net.layer1[0].weight.data.zero_()  # nothing is shared
+    assert not torch.equal(net(IMAGES).primary, wrapper(IMAGES).primary)
+    assert not list(net.primary_net.layer1._forward_hooks) and not workers()
+
+
+def test_an_exported_pair_trains_on():
+    wrapper = searched()
+    net = wrapper.train().export_multitask().train()
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = copy.deepcopy(net.state_dict())
+    out = net(IMAGES)
+    (loss_of(out.primary) + loss_of(out.aux)).backward()
+    assert all(p.grad is not None for name, p in net.named_parameters())
+    optimiser.step()
+    assert any(not torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    again = searched().export_multitask()
+    again.load_state_dict(net.state_dict())
+    assert_same(again.eval()(IMAGES), net.eval()(IMAGES))
+
+
+def test_one_recorded_forward_of_an_exported_pair_needs_no_library():
+    wrapper = searched()
+    net = wrapper.export_multitask()
+    graph = make_fx(lambda x: tuple(net(x)))(IMAGES)
+    assert_same(graph(IMAGES), tuple(wrapper(IMAGES)))
+    other = torch.randn(4, 3, 8, 8)
+    assert_same(graph(other), tuple(net(other)))
+    assert "auxnas" not in graph.code
+    with torch.no_grad():
+        assert_same(torch.export.export(graph, (IMAGES,)).module()(other), tuple(net(other)))
+    with pytest.raises(ExportError, match="joined networks cannot be traced or exported.*make_fx"):
+        torch.export.export(net, (IMAGES,))
+
+
+def test_constant_gates_are_exported_as_they_are():
+    found = Architecture((Edge("aux_to_primary", 0, 1, 0.25, True), Edge("primary_to_aux", 1, 1, 0.75, True)))
+    wrapper = make(FixedArchitecture(found))
+    stir_(wrapper)
+    net = wrapper.eval().export_multitask()
+    assert_same(net(IMAGES), wrapper(IMAGES))
+    assert net.architecture() == found
+
+
+@pytest.mark.parametrize("fusion", [NDDRFusion, CrossTaskFusion, CrossStitchFusion])
+def test_constant_gates_round_as_in_the_wrapper_in_low_precision(fusion):
+    found = FixedArchitecture(Architecture((Edge("primary_to_aux", 0, 0, 0.7, True),)))
+    nets = Cnn().bfloat16(), Cnn().bfloat16()
+    wrapper = AuxNASWrapper(*nets, TAPS, search=found, fusion=fusion, example_inputs=IMAGES.bfloat16())
+    stir_(wrapper)
+    wrapper.eval().export_multitask()
+    assert wrapper.export_report.exact
+
+
+def test_what_was_searched_softly_is_reported_as_it_is_exported():
+    wrapper = searched()
+    report = wrapper.export_multitask() and wrapper.export_report
+    assert {edge.gate for edge in report.kept} == {1.0} and all(edge.open for edge in report.kept)
+    assert {edge.gate for edge in report.dropped} == {0.0} and not any(edge.open for edge in report.dropped)
+    again = make(FixedArchitecture(wrapper.export_multitask().architecture()))
+    assert again.architecture().edges == report.kept
+    for gate in wrapper.gates.values():
+        gate.set_([0.4] * 3)
+    wrapper.export_multitask()
+    assert "kept 0 edges, dropped 6" in str(wrapper.export_report)
+
+
+def test_a_decided_architecture_loads_decided():
+    wrapper, other = searched(search=MTLNAS(gate=SigmoidGate)), make(MTLNAS(gate=SigmoidGate)).eval()
+    wrapper.discretize_()
+    other.load_architecture(Architecture.from_dict(json.loads(json.dumps(wrapper.architecture().to_dict()))))
+    assert other.architecture() == wrapper.architecture()
+    other.export_multitask()
+    assert other.export_report.exact
+
+
+class Restless(Cnn):
+    """Gives something else in every call, or changes its own input."""
+
+    calls = 0
+
+    def __init__(self, inputs=False):
+        super().__init__()
+        self.inputs = inputs
+
+    def forward(self, x):
+        Restless.calls += 1
+        return super().forward(x.mul_(0.5) if self.inputs else x + Restless.calls)
+
+
+def test_networks_that_give_other_outputs_in_every_call_are_not_exported():
+    wrapper = AuxNASWrapper(Cnn(), Restless(), TAPS, search=MTLNAS(), fusion=NDDRFusion, example_inputs=IMAGES).eval()
+    with pytest.raises(ExportError, match="the exported networks differ from the wrapper's outputs by"):
+        wrapper.export_multitask()
+    assert wrapper.export_report is None
+
+
+def test_networks_that_change_their_inputs_are_compared_on_the_same_ones():
+    images = IMAGES.clone()
+    wrapper = AuxNASWrapper(Restless(inputs=True), Cnn(), TAPS, search=MTLNAS(), fusion=NDDRFusion).eval()
+    wrapper(images.clone(), aux_inputs=(images,))
+    call = Inputs((images,), {"aux_inputs": (IMAGES,)})
+    wrapper.export_multitask(call)
+    wrapper.export_primary(call, allow_open=True)
+    assert wrapper.export_report.cut
+
+
+def test_edges_without_sizes_are_not_exported():
+    wrapper = make(example_inputs=None).eval()
+    with pytest.raises(LayoutError, match="the edges have not been sized yet"):
+        wrapper.export_multitask()
+    wrapper(IMAGES)
+    wrapper.export_multitask()
+    assert wrapper.export_report.exact is None
+    assert "not compared: pass example_inputs" in str(wrapper.export_report)

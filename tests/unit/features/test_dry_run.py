@@ -1,0 +1,333 @@
+"""Dry runs: what they tell of a network's layers, what they leave, and errors that say how to write inputs."""
+
+import random
+import sys
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from helpers import stir_
+from mlps import Mlp, X
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from zoo import Cnn
+
+from auxnas_layers import AuxG, AuxNASWrapper, Inputs, LayoutError, Tap, TapError, list_taps, suggest_taps
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    name: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    x: Tensor
+
+
+def mlp(out=1, width=8):
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, out))
+
+
+class Doubles(nn.Module):
+    """Takes its tensor out of a container, and changes it in place."""
+
+    def __init__(self, take=lambda x: x, out=1):
+        super().__init__()
+        self.a, self.b, self.take = nn.Linear(4, 8), nn.Linear(8, out), take
+
+    def forward(self, batch):
+        return self.b(self.a(self.take(batch).mul_(2.0)))
+
+
+BOXES = {
+    "tensor": (lambda x: x, lambda box: box),
+    "list": (lambda x: [x], lambda box: box[0]),
+    "dict": (lambda x: {"x": x}, lambda box: box["x"]),
+    "ordered dict": (lambda x: OrderedDict(x=x), lambda box: box["x"]),
+    "user dict": (lambda x: UserDict(x=x), lambda box: box["x"]),
+    "named tuple": (lambda x: Pair(x, "a"), lambda box: box.x),
+    "dataclass": (lambda x: Sample(x), lambda box: box.x),
+    "nested": (lambda x: {"samples": [Pair(x, "a"), None]}, lambda box: box["samples"][0].x),
+}
+
+
+@pytest.mark.parametrize("kind", BOXES)
+def test_trial_calls_change_no_tensor_in_any_container(kind):
+    put, take = BOXES[kind]
+    x = torch.ones(2, 4)
+    primary, aux = Doubles(take), Doubles(take, 3)
+    own = Inputs((put(x),), {"aux_inputs": (put(torch.ones(2, 4)),)})  # or the second would change what the first has
+    list_taps(primary, put(x))
+    suggest_taps(primary, aux, put(x))
+    wrapper = AuxNASWrapper(primary, aux, ["a"], example_inputs=own)
+    wrapper.cost(own)
+    wrapper.close_aux_to_primary_()
+    wrapper.export_primary(own)
+    assert wrapper.export_report.exact
+    wrapper.double().export_primary()  # those of the construction, in double precision
+    assert wrapper.export_report.exact
+    assert torch.equal(x, torch.ones(2, 4))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize(
+    "example, found",
+    [
+        ({"x": torch.ones(2, 4)}, "Sequential(dict)"),
+        ([torch.ones(2, 4)], "Sequential(list)"),
+        ((torch.ones(2, 4), torch.ones(2)), "Sequential(Tensor(2, 4), Tensor(2,))"),
+        (Inputs((), {"x": torch.ones(2, 4)}), "Sequential(x=Tensor(2, 4))"),
+    ],
+)
+def test_an_error_in_a_trial_call_says_what_was_called_and_how_to_write_inputs(example, found):
+    wrapper = AuxNASWrapper(mlp(), mlp(3), ["0"], example_inputs=torch.ones(2, 4))
+    wrapper.close_aux_to_primary_()
+    for call in (
+        lambda: AuxNASWrapper(mlp(), mlp(3), ["0"], example_inputs=example),
+        lambda: suggest_taps(mlp(), mlp(3), *(example if isinstance(example, tuple) else (example,))),
+        lambda: wrapper.cost(*(example if isinstance(example, tuple) else (example,))),
+        lambda: wrapper.export_primary(example),
+    ):
+        with pytest.raises((TypeError, AttributeError)) as caught:
+            call()
+        note = f"auxnas_layers called {found} on trial. Example inputs are a tensor, a tuple of positional arguments"
+        said = caught.value.__notes__[0].replace("AuxNASWrapper(", "Sequential(")
+        assert note in said and "go to a wrapper as 'aux_inputs': (y,)" in said
+
+
+def test_what_a_network_adds_to_its_arguments_stays_in_the_trial():
+    class Logs(nn.Module):
+        def __init__(self, out=1):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, out)
+
+        def forward(self, x, log, more):
+            log.append("called")
+            more["seen"][0] += 1
+            return self.b(self.a(x))
+
+    log, more = [], {"seen": [0]}
+    AuxNASWrapper(Logs(), Logs(3), ["a"], example_inputs=(torch.randn(2, 4), log, more))
+    assert log == [] and more == {"seen": [0]}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("kind", ["nan", "coo", "csr"])
+def test_buffers_that_do_not_equal_themselves_are_left_as_they_were(kind):
+    class Graph(nn.Module):
+        def __init__(self, out=1):
+            super().__init__()
+            adjacency = torch.eye(4) * (float("nan") if kind == "nan" else 1.0)
+            layouts = {"coo": adjacency.to_sparse(), "csr": adjacency.to_sparse_csr()}
+            self.register_buffer("adjacency", layouts.get(kind, adjacency))
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, out)
+
+        def forward(self, x):
+            y = x.mT.nan_to_num() * self.a.weight.mean()
+            return self.b(self.a((self.adjacency @ y).mT.nan_to_num() * self.adjacency.to_dense().nan_to_num().sum()))
+
+    wrapper = AuxNASWrapper(Graph(), Graph(3), ["a"], example_inputs=torch.randn(2, 4))
+    version = wrapper.primary_net.adjacency._version
+    loss = sum(output.sum() for output in wrapper(torch.randn(2, 4)))
+    wrapper.cost()  # between a forward and its backward
+    loss.backward()
+    assert kind != "nan" or wrapper.primary_net.adjacency._version == version
+
+
+def test_trial_calls_leave_the_random_numbers_of_python_numpy_and_torch():
+    class Draws(Mlp):
+        def forward(self, x):
+            return super().forward(x + random.random() + np.random.rand() + torch.rand(()))
+
+    primary, aux = Draws(), Draws()
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    wrapper = AuxNASWrapper(primary, aux, taps=["a"], search=AuxG(start="scaled"), example_inputs=X)
+    wrapper.cost(X)
+    wrapper.export_primary(X)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+IMAGES = torch.randn(2, 3, 8, 8)
+
+
+class Twice(Cnn):
+    def forward(self, x):
+        return self.head(self.layer2(self.layer1(self.layer1(x)[:, :3])))
+
+
+class Integers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.count, self.pair = nn.Identity(), Length(), nn.Identity()
+
+    def forward(self, x):
+        return self.tokens(x.long()), self.count(x), self.pair((x, x))
+
+
+class Length(nn.Module):
+    def forward(self, x):
+        return len(x)
+
+
+class ThreeD(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Identity()
+
+    def forward(self, x):
+        return self.plain(x.flatten(2))
+
+
+def test_the_trial_call_tells_everything_that_the_taps_miss_at_once():
+    class Partly(Twice):
+        def __init__(self):
+            super().__init__()
+            self.spare = nn.Linear(2, 2)
+
+    with pytest.raises(TapError) as error:
+        AuxNASWrapper(
+            Cnn(),
+            Partly(),
+            taps=[("layer1.0", "spare"), ("layer1", "layer1"), ("layer2", "layer2")],
+            example_inputs=IMAGES,
+        )
+    assert "aux 'spare' is not called on these inputs in eval mode; list_taps(net, *inputs) prints what is" in str(
+        error.value
+    )
+    assert "aux 'layer1' is called 2 times in one forward; tap a layer that is called once" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "tap, message",
+    [
+        ("tokens", "primary 'tokens' gives no feature but a torch.int64 of 4 dimensions"),
+        ("count", "primary 'count' gives no feature; it returns a int with no tensor"),
+        ("pair", "primary 'pair' returns several tensors (0: (2, 3, 8, 8), 1: (2, 3, 8, 8)); choose one by Tap"),
+        (Tap("pair", primary_select=7), "primary 'pair' gives no feature at 7; it returns a tuple with 0, 1"),
+    ],
+    ids=["integer", "number", "several", "missing"],
+)
+def test_outputs_without_a_feature_are_described(tap, message):
+    with pytest.raises(TapError) as error:
+        AuxNASWrapper(Integers(), Integers(), taps=[tap], example_inputs=IMAGES)
+    assert message in str(error.value)
+
+
+def test_an_unknown_layout_is_an_error_that_says_how_to_name_it():
+    with pytest.raises(LayoutError) as error:
+        AuxNASWrapper(ThreeD(), ThreeD(), taps=["plain"], example_inputs=IMAGES)
+    assert "primary 'plain': a feature of shape (2, 3, 64) may be 'b n c' or 'b c t'" in str(error.value)
+    assert "write Tap(..., primary_layout='b c h w')" in str(error.value)
+    tap = Tap("plain", primary_layout="b c t", aux_layout="b c t")
+    AuxNASWrapper(ThreeD(), ThreeD(), taps=[tap], example_inputs=IMAGES)(IMAGES)
+
+
+@pytest.mark.parametrize("layout", ["b c", "b c h", "b c h w d"])
+def test_a_layout_of_another_rank_is_an_error(layout):
+    with pytest.raises(LayoutError, match=r"layout '.*' has \d dimensions, the feature \(2, 6, 8, 8\)"):
+        AuxNASWrapper(Cnn(), Cnn(), taps=[Tap("layer1", primary_layout=layout)], example_inputs=IMAGES)
+
+
+def test_user_errors_in_a_trial_call_come_through():
+    with pytest.raises(RuntimeError, match="expected input"):
+        AuxNASWrapper(Cnn(), Cnn(), taps=["layer1"], example_inputs=torch.randn(2, 4, 8, 8))
+
+
+# Layers that take (time, batch, channels), as recurrent and attention layers do by default
+
+
+class Attention(nn.MultiheadAttention):
+    """Attends to itself."""
+
+    def forward(self, x):
+        return super().forward(x, x, x)
+
+
+class Packed(nn.LSTM):
+    """Takes its rows packed, and gives them back padded."""
+
+    def forward(self, x):
+        lengths = [len(x) - 1] * (x.shape[1] - 1) + [len(x)]
+        y, _ = super().forward(pack_padded_sequence(x, lengths, enforce_sorted=False))
+        return pad_packed_sequence(y)[0], None
+
+
+TIME_FIRST = {
+    "lstm": lambda: nn.LSTM(6, 6),
+    "packed": lambda: Packed(6, 6),
+    "attention": lambda: Attention(6, 2),
+    "encoder": lambda: nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0),
+}
+
+
+class Transposing(nn.Module):
+    """A layer that takes time first, inside a network with its batch first, or in one with time first throughout."""
+
+    def __init__(self, middle, inside):
+        super().__init__()
+        self.before, self.middle, self.after = nn.Linear(3, 6), middle, nn.Linear(6, 5)
+        self.conv, self.head = nn.Conv1d(5, 7, 1), nn.Linear(7, 2)
+        self.inside = inside
+
+    def swap(self, x):
+        return x.transpose(0, 1) if self.inside else x
+
+    def forward(self, x):
+        y = self.middle(self.swap(self.before(x)))
+        y = self.after(self.swap(y if isinstance(y, torch.Tensor) else y[0]))
+        y = y if self.inside else y.transpose(0, 1)
+        return self.head(self.conv(y.mT).mT)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("middle", TIME_FIRST)
+def test_layers_that_take_time_first_are_told_by_the_number_of_samples(middle, inside):
+    net = Transposing(TIME_FIRST[middle](), inside)
+    seen = {name: seen for name, _, seen in list_taps(net, torch.randn((4, 9, 3) if inside else (9, 4, 3)))}
+    own = "b n c" if inside else "t b c"
+    expected = {"before": own, "after": own, "conv": "b c t", "head": "b n c"}
+    if middle == "encoder":
+        expected["middle"] = "t b c"
+    assert {name: seen[name].layout.text for name in expected} == expected
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("middle", TIME_FIRST)
+def test_as_many_places_as_samples_are_an_error_where_time_may_be_first(middle, inside):
+    net = Transposing(TIME_FIRST[middle](), inside)
+    with pytest.raises(LayoutError) as caught:
+        AuxNASWrapper(net, net, taps=["before", "after"], example_inputs=torch.randn(8, 8, 3))
+    for name in ("before", "after"):
+        assert (
+            f"primary '{name}': a feature of shape (8, 8, {6 if name == 'before' else 5}) may be 't b c' or have its "
+            "batch first, in a network with layers that take (time, batch, channels), here of 8 samples; "
+            "write Tap(..., primary_layout='b c h w') or as it is" in str(caught.value)
+        )
+    taps = [Tap("middle", primary_select=0, aux_select=0)]
+    if middle != "encoder":  # what such a layer itself gives out is never in doubt
+        AuxNASWrapper(net, net, taps, example_inputs=torch.randn(8, 8, 3))
+
+
+@pytest.mark.parametrize("middle", TIME_FIRST)
+def test_no_sample_hears_another_one_where_time_is_first_inside_a_network(middle):
+    primary, aux = (Transposing(TIME_FIRST[name](), inside=True) for name in ("lstm", middle))
+    taps = ["before", "after", "conv"]
+    wrapper = AuxNASWrapper(primary, aux, taps, example_inputs=torch.randn(4, 9, 3)).eval()
+    stir_(wrapper)
+    x = torch.randn(9, 9, 3)  # other samples than at construction
+    y = x.clone()
+    y[1:] += 1
+    for a, b in zip(wrapper(x), wrapper(y), strict=True):
+        assert torch.equal(a[0], b[0]) and not torch.allclose(a[1:], b[1:])
+
+
+def test_a_layer_that_takes_time_first_and_is_not_called_says_nothing():
+    net = Transposing(nn.Identity(), inside=False)
+    net.spare = nn.LSTM(6, 6)
+    layouts = {name: seen.layout.text for name, _, seen in list_taps(net, torch.randn(4, 9, 3))}
+    assert layouts["before"] == layouts["after"] == "b n c"

@@ -1,0 +1,155 @@
+"""Bad arguments: one clear error that lists all problems and says what to type; the networks stay as they were."""
+
+import re
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from helpers import assert_unchanged, snapshot
+from pairs import make
+from torch import nn
+from zoo import Cnn
+
+from auxnas_layers import (
+    MTLNAS,
+    AuxG,
+    AuxNAS,
+    AuxNASError,
+    AuxNASWrapper,
+    CrossTaskFusion,
+    NDDRFusion,
+    SearchError,
+    SigmoidGate,
+    TapError,
+)
+
+IMAGES = torch.randn(2, 3, 8, 8)
+TAP_ERRORS = [
+    (
+        ["layr1", "layer22"],
+        ["4 problem(s)", "'layr1' is not a module of the primary network (Cnn); did you mean 'layer1'"],
+    ),
+    (["backbone.layer1"], ["did you mean 'layer1'?"]),
+    (["zzz"], ["'zzz' is not a module of the primary network (Cnn); print list_taps(net, *inputs)"]),
+    ([""], ["'' is not a module"]),
+    (["layer1", "layer1"], ["primary 'layer1' is tapped 2 times; name it once", "aux 'layer1' is tapped 2 times"]),
+    ([("layer1", "layer1"), ("layer2", "layer1")], ["aux 'layer1' is tapped 2 times"]),
+    ([], ["taps must be a list of names, pairs (primary name, aux name) or Tap(...); found []"]),
+    ("layer1", ["taps must be a list of names", "found 'layer1'"]),
+    ([1, ("a", "b", "c")], ["found 1, ('a', 'b', 'c')"]),
+    (
+        ["layer2", "layer1"],
+        ["the primary network calls its taps in the order 'layer1', 'layer2'; list them in that order"],
+    ),
+]
+
+
+@pytest.mark.parametrize("taps, messages", TAP_ERRORS, ids=[str(taps) for taps, _ in TAP_ERRORS])
+def test_taps_that_cannot_be_are_named_with_what_to_type(taps, messages):
+    primary, aux = Cnn(), Cnn()
+    before = snapshot(primary), snapshot(aux)
+    with pytest.raises(TapError) as error:
+        AuxNASWrapper(primary, aux, taps, example_inputs=IMAGES)
+    for message in messages:
+        assert message in str(error.value)
+    assert isinstance(error.value, AuxNASError) and isinstance(error.value, ValueError)
+    assert_unchanged(primary, before[0])
+    assert_unchanged(aux, before[1])
+
+
+def test_all_problems_of_both_networks_come_in_one_message():
+    class Containers(Cnn):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(2, 2)])
+            self.script = torch.jit.script(nn.ReLU())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.script is deprecated, and ScriptModules are still about
+        net = Containers()
+    with pytest.raises(TapError) as error:
+        AuxNASWrapper(Cnn(), net, taps=[("layr1", "blocks"), ("layer2", "script"), ("layer1", "layer1.9")])
+    for message in (
+        "4 problem(s) with the taps:",
+        "'layr1' is not a module of the primary network",
+        "aux 'blocks' only holds modules and is never called; tap one of them, such as 'blocks.0'",
+        "aux 'script' is a ScriptModule, on which torch allows no hooks",
+        "'layer1.9' is not a module of the aux network (Containers); did you mean",
+    ):
+        assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "space, message",
+    [
+        ([[1, 1], [0, 1]], "aux_to_primary: a tap cannot hear a later one, which has not run yet: tap 0 hears tap 1"),
+        ([[1, 0]], "aux_to_primary: must be square"),
+        ([[1, 0], [0, 7]], "cells must be true or false; found 7"),
+        (torch.ones(3, 3).tril(), "the search space is for 3 taps, and there are 2"),
+    ],
+)
+def test_search_spaces_that_cannot_be(space, message):
+    with pytest.raises(SearchError) as error:
+        AuxNASWrapper(Cnn(), Cnn(), taps=["layer1", "layer2"], search_space=space)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "taps, nets, message",
+    [
+        (["layer1"], {"a": Cnn()}, "taps is a mapping with the same keys ['a']; found list"),
+        ({"b": ["layer1"]}, {"a": Cnn()}, "taps is a mapping with the same keys ['a']; found ['b']"),
+        ({"primary": ["layer1"]}, {"primary": Cnn()}, "names of auxiliaries are identifiers other than 'primary'"),
+        ({"a.b": ["layer1"]}, {"a.b": Cnn()}, "names of auxiliaries are identifiers"),
+        ({0: ["layer1"]}, {0: Cnn()}, "names of auxiliaries are identifiers"),
+        ({}, {}, "there is no auxiliary network: aux_net is a network, or a mapping from names to networks"),
+        (
+            {"primary_to_a": ["layer1"]},
+            {"primary_to_a": Cnn()},
+            "none of a direction, '.._to_primary' or 'primary_to_..'",
+        ),
+        ({"a_to_primary": ["layer1"]}, {"a_to_primary": Cnn()}, "'primary_to_..'; found ['a_to_primary']"),
+    ],
+)
+def test_several_auxiliaries_need_their_names(taps, nets, message):
+    with pytest.raises(TapError) as error:
+        AuxNASWrapper(Cnn(), nets, taps)
+    assert message in str(error.value)
+
+
+def test_a_norm_that_does_not_take_rows_is_an_error_when_it_is_made():
+    fusion = partial(CrossTaskFusion, norm=nn.BatchNorm2d)
+    with pytest.raises(SearchError, match=r"norm makes a norm of rows \(rows, 6\), .*BatchNorm2d does not take"):
+        AuxNASWrapper(Cnn(), Cnn(), ["layer1"], fusion=fusion, example_inputs=IMAGES)
+
+
+@pytest.mark.parametrize(
+    "search, message",
+    [
+        ("aux", "search is a search, such as AuxNAS(), AuxG() or MTLNAS(); found 'aux'"),
+        (AuxNAS, "search is an object, not its class: write search=AuxNAS()"),
+    ],
+    ids=["text", "class"],
+)
+def test_something_else_for_a_search_is_an_error(search, message):
+    with pytest.raises(SearchError, match=f"^{re.escape(message)}$"):
+        make(search)
+
+
+def test_a_search_of_ones_own_that_makes_too_few_gates_is_an_error():
+    class Short(type(MTLNAS())):
+        def make_gates(self, wires, *, to_primary):
+            return SigmoidGate(1, 0.5)
+
+    with pytest.raises(SearchError, match="the search made 1 gates for 3 edges of aux_to_primary"):
+        make(Short())
+
+
+@pytest.mark.parametrize("options", [{"norm": nn.LayerNorm(6)}, {"activation": nn.ReLU}], ids=["norm", "activation"])
+@pytest.mark.parametrize("fusion", [NDDRFusion, CrossTaskFusion])
+def test_norms_and_activations_of_another_kind_are_an_error(fusion, options):
+    with pytest.raises(SearchError, match=r"norm makes a module .* as norm=torch.nn.LayerNorm does; activation is a"):
+        make(AuxG(), fusion=partial(fusion, **options))
+    with pytest.raises(SearchError, match="fusion makes an auxnas_layers.Fusion; found Identity"):
+        make(AuxNAS(), fusion=nn.Identity)
