@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import stir_
+from helpers import loss_of, stir_
 from mlps import Mlp, X
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from zoo import Cnn
 
-from auxnas_layers import AuxG, AuxNASWrapper, Inputs, LayoutError, Tap, TapError, list_taps, suggest_taps
+from auxnas_layers import Alignment, AuxG, AuxNASWrapper, Inputs, LayoutError, Tap, TapError, list_taps, suggest_taps
 
 
 class Pair(NamedTuple):
@@ -153,6 +153,33 @@ def test_trial_calls_leave_the_random_numbers_of_python_numpy_and_torch():
 
 
 IMAGES = torch.randn(2, 3, 8, 8)
+
+
+DRY_RUNS = {
+    "list_taps": lambda net: list_taps(net, X),
+    "suggest_taps": lambda net: suggest_taps(net, Mlp(), X),
+    "construction": lambda net: AuxNASWrapper(net, Mlp(), ["a"], example_inputs=X),
+    "cost": lambda net: AuxNASWrapper(net, Mlp(), ["a"]).cost(X),
+    "alignment": lambda net: Alignment(AuxNASWrapper(net, Mlp(), ["a"], search=AuxG(), example_inputs=X)).measure(
+        lambda: net(X).sum(), lambda: net(X).square().sum()
+    ),
+}
+
+
+@pytest.mark.parametrize("dry_run", DRY_RUNS.values(), ids=list(DRY_RUNS))
+def test_a_dry_run_under_autocast_leaves_no_cast_weights(dry_run):
+    """Torch keeps them until autocast ends: those of a call without gradients have none, in older torch."""
+    net = Mlp()
+    with torch.autocast("cpu", torch.bfloat16):
+        dry_run(net)
+        loss_of(net(X)).backward()
+    assert all(parameter.grad.any() for parameter in net.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        dry_run(net)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.zero_()
+        assert not net(X).any()  # with the weights as they are now
 
 
 class Twice(Cnn):
