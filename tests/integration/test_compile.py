@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import assert_same, loss_of, workers
 from torch import nn
-from ways import LOCKSTEP, ONE_OF_EACH, Mlp, X, assert_gradients_close, backward, every_way, run, wrap
+from ways import ONE_OF_EACH, Mlp, X, assert_gradients_close, backward, every_way, run, wrap
 
 from auxnas_layers import MTLNAS, Alignment, AuxNAS, AuxNASWrapper
 
@@ -52,7 +52,7 @@ def test_compiled_networks_are_exported_as_they_were_written(search, part, compi
 
 
 @ignores_dynamos_look_at_grad
-@pytest.mark.parametrize("way", LOCKSTEP)
+@pytest.mark.parametrize("way", ["aux-nas", pytest.param("mtl-nas", marks=pytest.mark.slow)])
 def test_a_compiled_step_may_hold_the_penalty(way, compiler):
     found = []
     for backend in (None, "eager"):

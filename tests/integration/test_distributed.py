@@ -1,15 +1,20 @@
 """More than one process: what two processes with half of the batch each do is what one does with the whole batch."""
 
+import io
 import os
+import runpy
+import socket
 import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
 from inspect import signature
+from itertools import product
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import monotonic
@@ -42,7 +47,7 @@ from auxnas_layers import (
 
 RANKS = 2
 DEAD = "one of the processes has died"
-LIMIT, PATIENCE = 30, 3  # seconds to wait for an answer; for the other's answer once one has failed
+LIMIT, PATIENCE, START = 30, 3, 180  # seconds to wait for an answer; for the other's once one has failed; at the start
 IMAGES = torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 TAPS = [("down", "blocks.0"), ("middle", "blocks.1")]
 
@@ -54,6 +59,7 @@ def serve(rank: int, pipe: Connection) -> None:
     """Run what comes through the pipe, and answer with what went wrong."""
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    pipe.send("ready")
     while True:
         function, meeting = pipe.recv()
         failure = None
@@ -62,7 +68,8 @@ def serve(rank: int, pipe: Connection) -> None:
             dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANKS, timeout=timeout)
             torch.manual_seed(0)
             function(rank)
-            dist.barrier()  # nobody leaves while the other may still ask for something
+            if dist.is_initialized():
+                dist.barrier()  # nobody leaves while the other may still ask for something
         except Exception:
             failure = f"in process {rank}: {traceback.format_exc()}"
         finally:
@@ -87,6 +94,8 @@ class Processes:
             self.workers[-1].start()
             other.close()
             self.pipes.append(pipe)
+        for pipe in self.pipes:  # each has to import torch first
+            assert pipe.poll(START) and pipe.recv() == "ready"
 
     def run(self, function: Callable[[int], None]) -> None:
         """Call the function with 0 in one and 1 in the other; what one raises fails the test."""
@@ -260,7 +269,7 @@ def check_gradients(rank: int, make: Make, way: Callable[..., Step], closed: str
     close_(alone, closed)
     close_(wrapper, closed)
     step = way(wrapper, **options)
-    for progress in (0.05, 0.2, 0.3):  # a second step also shows whether the first has left anything undone
+    for progress in (0.05, 0.2):  # a second step also shows whether the first has left anything undone
         seeded(Losses(alone), IMAGES, progress).backward()
         seeded(step, share(rank), progress).backward()
         assert_same_gradients(wrapper, alone)
@@ -268,23 +277,20 @@ def check_gradients(rank: int, make: Make, way: Callable[..., Step], closed: str
         wrapper.zero_grad()
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("make", MAKES)
+def in_turn(*columns: Iterable[Any]) -> list[Any]:
+    """All combinations, every second one of them slow: each value is in others that are not."""
+    numbered = product(*map(enumerate, columns))
+    rows = [tuple(zip(*row, strict=True)) for row in numbered]
+    return [pytest.param(*values, marks=[pytest.mark.slow] * (sum(numbers) % 2)) for numbers, values in rows]
+
+
+@pytest.mark.parametrize("make, way", in_turn(MAKES, WAYS))
 def test_gradients_are_those_of_one_process_while_every_edge_is_open(processes, make, way):
     """No option is needed."""
     processes.run(partial(check_gradients, make=MAKES[make], way=WAYS[way], closed="none"))
 
 
-@pytest.mark.parametrize("make", CLOSING)
-@pytest.mark.parametrize(
-    ("closed", "way"),
-    [
-        ("half", "penalty outside"),
-        ("half", "penalty inside"),
-        ("all", "penalty inside"),
-        ("all", "penalty outside"),
-    ],
-)
+@pytest.mark.parametrize("make, closed, way", in_turn(CLOSING, ["half", "all"], WAYS))
 def test_closed_edges_need_find_unused_parameters(processes, make, closed, way):
     check = partial(check_gradients, make=CLOSING[make], way=WAYS[way], closed=closed)
     processes.run(partial(check, find_unused_parameters=True))
@@ -365,7 +371,9 @@ TRAINING = {
 }
 
 
-@pytest.mark.parametrize("make", TRAINING)
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, marks=[pytest.mark.slow] * (make in ("AuxNAS", "AuxG"))) for make in TRAINING]
+)
 def test_training_over_the_closing_is_that_of_one_process(processes, make):
     wrapper, export = TRAINING[make]
     check = partial(check_training, make=wrapper, way=penalty_inside, export=export)
@@ -444,8 +452,9 @@ def check_turns(rank: int, gate_step: Callable[..., None], **options: Any) -> No
     assert_equal_everywhere(wrapper.state_dict())
 
 
-@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}], ids=["default", "find unused"])
-@pytest.mark.parametrize("gate_step", [gate_step_whole, gate_step_alone])
+@pytest.mark.parametrize(
+    "gate_step, options", in_turn([gate_step_whole, gate_step_alone], [{}, {"find_unused_parameters": True}])
+)
 def test_weights_and_gates_can_be_trained_in_turn(processes, gate_step, options):
     processes.run(partial(check_turns, gate_step=gate_step, **options))
 
@@ -565,7 +574,12 @@ def check_sharded_gradients(rank: int, make: Make, closed: str) -> None:
 
 @pytest.mark.parametrize(
     ("make", "closed"),
-    [("AuxNAS", "half"), ("AuxNAS", "all"), ("AuxG", "none"), ("MTLNAS", "none"), ("two auxiliaries", "half")],
+    [
+        ("AuxNAS", "half"),
+        ("MTLNAS", "none"),
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in [("AuxNAS", "all"), ("AuxG", "none")]),
+        pytest.param("two auxiliaries", "half", marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_of_sharded_networks_are_those_of_one_process(processes, make, closed):
     processes.run(partial(check_sharded_gradients, make=MAKES[make], closed=closed))
@@ -586,13 +600,40 @@ def test_gates_that_are_sharded_too_are_refused_by_torch(processes):
 # The example
 
 
+EXAMPLE = str(ROOT / "examples" / "distributed.py")
+
+
+def run_example(rank: int, port: int) -> None:
+    """As `torch.distributed.run` does, but in a process that has imported torch."""
+    dist.destroy_process_group()
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS}
+    os.environ.update({name: str(number) for name, number in ranks.items()}, MASTER_ADDR="localhost", MASTER_PORT=port)
+    sys.argv = [EXAMPLE, "--steps", "30"]
+    with redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as end:
+        runpy.run_path(EXAMPLE, run_name="__main__")
+    assert not end.value.code
+    assert_proofs(printed.getvalue()) if rank == 0 else None
+
+
+def assert_proofs(printed: str) -> None:
+    assert printed.count(": True") == 3 and printed.count("closed\n") == 3
+
+
+def test_the_example_runs(processes):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    processes.run(partial(run_example, port=port))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--fabric"]], ids=["torch", "fabric"])
-def test_the_example_runs(options):
+def test_the_example_runs_by_its_command(options):
     if options and not find_spec("lightning_fabric"):
         pytest.skip("needs lightning-fabric")  # no package of the library; torch alone runs the other half
-    script = [str(ROOT / "examples" / "distributed.py"), "--steps", "30", *options]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), *script]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
+    command += [EXAMPLE, "--steps", "30", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=2 * LIMIT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(": True") == 3 and done.stdout.count("closed\n") == 3
+    assert_proofs(done.stdout)

@@ -14,6 +14,7 @@ from auxnas_layers import Architecture, AuxG, AuxNAS, AuxNASWrapper, Edge, Expor
 from auxnas_layers._engine import branch
 from auxnas_layers._engine.visits import Visits
 
+pytestmark = pytest.mark.pairwise
 every_case = pytest.mark.parametrize("case", CASES)
 SEARCHES = {"aux-nas": AuxNAS(), "aux-g": AuxG(), "sigmoid": AuxNAS(aux_to_primary=SigmoidGate)}
 every_search = pytest.mark.parametrize("search", SEARCHES.values(), ids=list(SEARCHES))

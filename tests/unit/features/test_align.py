@@ -277,7 +277,7 @@ def test_places_pair_by_name_and_then_in_order():
     assert torch.equal(aligned(x[..., 0], "b c n", (1, 3, 2), "b t c"), x[..., 0].mT)
 
 
-SIZES = [(1, 1), (2, 2), (4, 4), (7, 7), (3, 6)]
+SIZES = [(1, 1), (4, 4), (7, 7), (3, 6)]
 ROWS, MAPS = ["b c", "b c t", "b n c"], ["b c h w", "b h w c", "b w h c", "b c y x", "b d h w c"]
 FLAT = ["b (h w) c", "b c (h w)", "b 1+(h w) c", "b 2+(h w) c"]
 PAIRS = [(source, target) for source in ROWS + MAPS + FLAT for target in ROWS + MAPS + FLAT]
@@ -406,7 +406,7 @@ def test_proportions_that_are_not_square_come_from_the_other_feature(length, gri
 
 
 def test_no_grid_is_missed_by_rounding():
-    for h, w in itertools.product(range(1, 33), repeat=2):
+    for h, w in itertools.combinations_with_replacement(range(1, 33), 2):
         for y, x in ((h, w), (2 * h, 2 * w), (7 * h, 7 * w)):
             check_alignable((1, h * w, 1), Layout("b (h w) c"), (1, y, x, 1), Layout("b h w c"))
             check_alignable((1, y * x, 1), Layout("b (h w) c"), (1, h, w, 1), Layout("b h w c"))
@@ -510,6 +510,7 @@ def test_a_grid_that_cannot_be_unfolded_is_an_error_that_says_what_to_type(
     aligned(torch.zeros(shape), layouts[0], target_shape, layouts[1])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("extra, named", [(0, True), (1, True), (5, True), (0, False), (1, False)])
 @pytest.mark.parametrize("stride, up", [(4, True), (8, False), (32, True), (32, False), (16, True)])
 def test_tokens_beside_a_map_of_another_stride_are_read_as_their_grid_or_refused(extra, named, stride, up):

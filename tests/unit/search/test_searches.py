@@ -243,11 +243,11 @@ def test_searching_with_the_entropy_penalty_makes_the_kept_network_the_trained_o
         stir_(wrapper)
         weights = torch.optim.Adam(wrapper.weight_parameters(), lr=1e-3)
         gates = torch.optim.Adam(wrapper.arch_parameters(), lr=0.2)
-        for step in range(150):
+        for step in range(80):
             out = wrapper(IMAGES)
             weights.zero_grad()
             gates.zero_grad()
-            (loss_of(out.primary) + loss_of(out.aux) + wrapper.search_penalty(step / 150)).backward()
+            (loss_of(out.primary) + loss_of(out.aux) + wrapper.search_penalty(step / 80)).backward()
             weights.step()
             gates.step()
         found = {}
