@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import assert_same, loss_of, workers
 from torch import nn
-from ways import ONE_OF_EACH, Mlp, X, assert_gradients_close, backward, every_way, run, wrap
+from ways import Mlp, X, assert_gradients_close, backward, every_way, run, wrap
 
 from auxnas_layers import MTLNAS, Alignment, AuxNAS, AuxNASWrapper
 
@@ -32,8 +32,15 @@ class Layer(nn.Linear):  # of our own: torch 2.13 compiles no frames of its own 
 
 
 @ignores_dynamos_look_at_grad
-@pytest.mark.parametrize("part", ["", "1"], ids=["network", "block"])
-@pytest.mark.parametrize("search", [AuxNAS(), MTLNAS()], ids=repr)
+@pytest.mark.parametrize(
+    "search, part",
+    [
+        pytest.param(AuxNAS(), "", id="aux-nas-network"),
+        pytest.param(MTLNAS(), "1", id="mtl-nas-block"),
+        pytest.param(AuxNAS(), "1", id="aux-nas-block", marks=pytest.mark.slow),
+        pytest.param(MTLNAS(), "", id="mtl-nas-network", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_networks_are_exported_as_they_were_written(search, part, compiler):
     primary, aux = (nn.Sequential(nn.Linear(5, 8), Layer(8, 8), nn.Linear(8, 2)) for _ in range(2))
     wrapper = AuxNASWrapper(primary, aux, ["1"], search=search, example_inputs=X)
@@ -84,7 +91,7 @@ def test_alignment_is_measured_through_compiled_blocks(compiler):
     assert cosines[0] == pytest.approx(cosines[1], abs=1e-5)
 
 
-@pytest.mark.parametrize("way", ONE_OF_EACH)
+@pytest.mark.parametrize("way", ["mtl-nas", pytest.param("aux-g", marks=pytest.mark.slow)])
 @ignores_dynamos_look_at_grad
 def test_networks_with_compiled_blocks_train_as_they_do_without(way, compiler):
     wrapper = wrap(way)
@@ -105,7 +112,7 @@ def test_networks_with_compiled_blocks_train_as_they_do_without(way, compiler):
     assert compiled == [2, 2, 2]  # a and b, whose code serves both networks, and never again
 
 
-@pytest.mark.parametrize("way", ONE_OF_EACH)
+@pytest.mark.parametrize("way", ["aux-g", pytest.param("mtl-nas", marks=pytest.mark.slow)])
 @ignores_dynamos_look_at_grad
 def test_networks_compiled_as_a_whole_after_wrapping_train_as_without_and_validate_in_between(way, compiler):
     wrapper = wrap(way)

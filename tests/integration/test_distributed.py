@@ -49,6 +49,7 @@ RANKS = 2
 DEAD = "one of the processes has died"
 LIMIT, PATIENCE, START = 30, 3, 180  # seconds to wait for an answer; for the other's once one has failed; at the start
 IMAGES = torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+PROGRESS = (0.0, 0.3, 0.6)  # all edges open; closing; closed
 TAPS = [("down", "blocks.0"), ("middle", "blocks.1")]
 
 
@@ -338,7 +339,7 @@ def optimisers(wrapper: AuxNASWrapper) -> tuple[torch.optim.Optimizer, torch.opt
 
 def train(wrapper: AuxNASWrapper, step: Step, images: Tensor, seed: int = 5) -> Iterator[None]:
     pair_of_optimisers = optimisers(wrapper)
-    for progress in (0.0, 0.15, 0.3, 0.45, 0.6):
+    for progress in PROGRESS:
         loss = seeded(step, images, progress, seed)
         for optimiser in pair_of_optimisers:
             optimiser.zero_grad()
@@ -509,7 +510,7 @@ def average_whole_gradients_(wrapper: AuxNASWrapper) -> None:
 def assert_sharded_training(rank: int, wrapper: AuxNASWrapper, alone: AuxNASWrapper) -> None:
     """Over all of the closing, one step after the other as in one process, and the same primary comes out."""
     pairs = optimisers(wrapper), optimisers(alone)
-    for progress in (0.0, 0.15, 0.3, 0.45, 0.6):
+    for progress in PROGRESS:
         wrapper.zero_grad()
         alone.zero_grad()
         Losses(alone)(IMAGES, progress).backward()

@@ -19,7 +19,6 @@ WAYS = {
 }
 SMOOTH = {**WAYS, "mtl-nas": {"search": MTLNAS(gate=SigmoidGate), "fusion": partial(NDDRFusion, norm=None)}}
 LOCKSTEP = ("aux-nas", "mtl-nas")
-ONE_OF_EACH = ("mtl-nas", "aux-g")  # in lock-step, and one network after the other
 OTHER_WAYS = ("aux-nas-closed", "aux-g", "mtl-nas")  # those on which exceptions are not tested elsewhere
 every_way = pytest.mark.parametrize("way", WAYS)
 

@@ -1,12 +1,10 @@
 """Taking out the primary network."""
 
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 import torch
-from helpers import ROOT, loss_of, stir_
+from helpers import stir_
 from pairs import IMAGES
 from torch import nn
 from zoo import Cnn, Vit
@@ -51,40 +49,3 @@ def test_fusions_with_norm_and_activation_leave_an_exact_export():
         wrapper(IMAGES).primary.sum().backward()
         wrapper.eval().close_aux_to_primary_()
         assert torch.equal(wrapper.export_primary()(IMAGES), wrapper(IMAGES).primary)
-
-
-def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_an_exported_network_loads_where_the_library_cannot_be_imported(tmp_path):
-    x = torch.randn(2, 3, 8, 8)
-    wrapper = AuxNASWrapper(Cnn(), Cnn(), taps=["layer1", "layer2"], example_inputs=x)
-    loss_of(wrapper(x).aux).backward()
-    wrapper.close_aux_to_primary_()
-    net = wrapper.eval().export_primary()
-    torch.save((net, x, net(x)), tmp_path / "net.pt")
-    code = f"""
-import sys, types, importlib.util
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "auxnas_layers":
-            raise ImportError(name)
-sys.meta_path.insert(0, Refuse())
-sys.modules["auxnas_layers"] = None
-import torch
-torch.set_num_threads(1)
-from torch import nn
-zoo = types.ModuleType("zoo")
-sys.modules["zoo"] = zoo
-class Cnn(nn.Module):
-    def forward(self, x):
-        return self.head(self.layer2(self.layer1(x)))
-zoo.Cnn = Cnn
-net, x, y = torch.load({str(tmp_path / "net.pt")!r}, weights_only=False)
-assert torch.equal(net(x), y)
-print("equal")
-"""
-    assert python(code).strip() == "equal"
