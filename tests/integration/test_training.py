@@ -92,7 +92,9 @@ def test_the_penalty_alone_closes_gates_that_no_loss_needs():
     assert not wrapper.architecture().open_edges("aux_to_primary")
 
 
-@pytest.mark.parametrize("case", CASES, ids=repr)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (i % 2)) for i, case in enumerate(CASES)], ids=repr
+)
 def test_a_checkpoint_resumes_bit_identically(case):
     """Weights, gates, closed edges and optimisers, into a fresh wrapper whose edges have no size yet."""
 
