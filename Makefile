@@ -19,14 +19,14 @@ test-studies: $(VENV)/.studies
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studies -W error -n 2 -q $(ARGS)
 
 bench: $(VENV)/.models
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parts.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/bench.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/parts.py $(ARGS)
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
 studies: $(VENV)/.studies
-	$(BIN)/python examples/studies/run.py $(ARGS)
+	$(BIN)/python benchmarks/evidence/run.py $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -63,14 +63,3 @@ class SharedBackbone(Net):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(images)
         return self.predict(features), twice_as_large(self.aux_head(features))
-
-
-class Side(nn.Module):
-    """One of the outputs of a network that has several."""
-
-    def __init__(self, net: nn.Module, number: int) -> None:
-        super().__init__()
-        self.net, self.number = net, number
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images)[self.number]

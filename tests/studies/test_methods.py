@@ -459,7 +459,7 @@ def test_numbers_of_labels_are_columns_and_what_has_not_run_is_empty(capsys):
 
 @pytest.mark.parametrize("study", studies.STUDIES)
 def test_every_path_of_a_study_runs(study, tmp_path):
-    script = str(ROOT / "examples" / "studies" / "run.py")
+    script = str(ROOT / "benchmarks" / "evidence" / "run.py")
     command = [sys.executable, script, study, "--fast", "--workers", "1"]
     if study in ("labels", "main", "harm"):  # other problems are those of few
         command += ["--problems", PROBLEM.name]

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import cost
 import pictures
@@ -96,3 +98,11 @@ def test_the_published_stability_is_printed_by_its_command(capsys):
 def test_the_published_sizes_are_printed_by_their_command(capsys):
     sizes.print_table(json.loads(sizes.FILE.read_text()))
     assert capsys.readouterr().out.strip() in RESULTS
+
+
+@pytest.mark.parametrize("script", ["starts", "baselines", "entropy", "auxiliaries"])
+def test_a_published_table_is_what_its_script_prints(script, tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "evidence" / f"{script}.py"), "--table"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(block in RESULTS for block in done.stdout.strip().split("\n\n")) and done.stdout.count("\n") >= 8

@@ -4,7 +4,7 @@ Features of all are ``(b, 32, h / 4, w / 4)``, so that the head of any of them g
 """
 
 import torch.nn.functional as F
-from nets import Net, twice_as_large
+from demo import Net, twice_as_large
 from torch import Tensor, nn
 
 WIDTH = 32  # channels of the features

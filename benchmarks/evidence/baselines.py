@@ -1,7 +1,7 @@
 """Known ways to learn two tasks, each from the library's parts in a few lines, and what they give on game frames.
 
-python examples/baselines.py                  # runs what docs/results/baselines.json lacks, then prints the table
-python examples/baselines.py --table          # prints the table of what is there
+python benchmarks/evidence/baselines.py          # runs what docs/results/baselines.json lacks, then prints the table
+python benchmarks/evidence/baselines.py --table  # prints the table of what is there
 """
 
 import time
@@ -10,12 +10,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import doom
 import torch
 import torch.nn.functional as F
-from nets import Net, Side, conv
-from quickstart import error, fit, train_single_task
-from study import FRAMES, Run, frames_to_choose_by, interval, read_options, run_missing
+from demo import Net, conv, doom, error, fit, train_single_task
+from study import FRAMES, Run, Side, frames_to_choose_by, interval, read_options, run_missing
 from torch import Tensor, nn
 
 from auxnas_layers import (

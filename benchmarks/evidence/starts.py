@@ -1,19 +1,17 @@
 """How should edges start? The measurement behind the defaults of `AuxNAS`, on validation levels of the game.
 
-python examples/starts.py                  # runs what docs/results/starts.json lacks, then prints the table
-python examples/starts.py --table          # prints the table of what is there
+python benchmarks/evidence/starts.py          # runs what docs/results/starts.json lacks, then prints the table
+python benchmarks/evidence/starts.py --table  # prints the table of what is there
 """
 
 import time
 from pathlib import Path
 from statistics import mean
 
-import doom
 import torch
 import torch.nn.functional as F
-from nets import SharedBackbone, Side
-from quickstart import BATCH, LEARNING_RATE, batches, error, train_aux_nas, train_single_task
-from study import FRAMES, Run, frames_to_choose_by, interval, read_options, run_missing
+from demo import BATCH, LEARNING_RATE, SharedBackbone, batches, doom, error, train_aux_nas, train_single_task
+from study import FRAMES, Run, Side, frames_to_choose_by, interval, read_options, run_missing
 from torch import Tensor, nn
 
 from auxnas_layers import AuxG, AuxNAS, ClampedGate, Search

@@ -1,7 +1,7 @@
 """What joining two networks costs beyond their FLOPs: times of a training step, over the two plain networks.
 
-make bench                            # measures, prints the tables, draws docs/results/overhead.png
-python benchmarks/bench.py --table    # prints the tables of what is in docs/results/overhead.json
+make bench                                # measures, prints the tables, draws docs/results/overhead.png
+python benchmarks/speed/bench.py --table  # prints the tables of what is in docs/results/overhead.json
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from auxnas_layers import AuxNAS, AuxNASWrapper
 from auxnas_layers.taps import features
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 ROUNDS = 11
 WARM_UP = 10  # glibc gives the threads of the first lock-step forwards an arena each, whose pages are new
 

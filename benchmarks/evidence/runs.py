@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from problem import Batch
 from problems import PROBLEMS
+from study import RESULTS
 from tqdm import tqdm
 from training import AlignmentWatch, Regime, Settings, evaluate, fit
 from variants import VARIANTS
 
-FILE = Path(__file__).parent.parent.parent / "docs" / "results" / "runs.jsonl"
+FILE = RESULTS / "runs.jsonl"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import game
-import rooms
+from demo import rooms
 from problem import Batch
 from study import FRAMES
 

@@ -1,18 +1,17 @@
 """What do several auxiliaries cost? FLOPs and time of a training step with 1 to 4 of them, over the primary alone.
 
-python examples/auxiliaries.py             # measures, then prints the table and draws docs/results/auxiliaries.png
-python examples/auxiliaries.py --table     # prints the table of what is in docs/results/auxiliaries.json
+python benchmarks/evidence/auxiliaries.py          # measures, prints the table, draws docs/results/auxiliaries.png
+python benchmarks/evidence/auxiliaries.py --table  # prints the table of what is in docs/results/auxiliaries.json
 """
 
 import itertools
 from statistics import median
 
-import doom
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from nets import Net
+from demo import Net, doom
 from study import RESULTS, Run, measured
 from torch import nn
 from torch.utils.benchmark import Timer

@@ -1,7 +1,7 @@
 """What the parts of joining cost: a hand-off, memory, closed edges, and cost over taps and auxiliaries.
 
-python benchmarks/parts.py            # measures, prints the tables, draws docs/results/parts.png
-python benchmarks/parts.py --table    # prints the tables of what is in docs/results/parts.json
+python benchmarks/speed/parts.py          # measures, prints the tables, draws docs/results/parts.png
+python benchmarks/speed/parts.py --table  # prints the tables of what is in docs/results/parts.json
 """
 
 import argparse

@@ -1,14 +1,10 @@
 """What are the problems of the studies? Samples, networks, and the error of the best constant guess.
 
-python examples/studies/sizes.py          # loads all data, then prints the table
-python examples/studies/sizes.py --table  # prints the table of what is in docs/results/sizes.json
+python benchmarks/evidence/sizes.py          # loads all data, then prints the table
+python benchmarks/evidence/sizes.py --table  # prints the table of what is in docs/results/sizes.json
 """
 
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the examples, whose data and networks the studies use
 
 import torch
 from problem import Problem

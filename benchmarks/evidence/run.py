@@ -1,18 +1,15 @@
 """Does it help? The studies' runs and tables.
 
-python examples/studies/run.py main          # runs what docs/results/runs.jsonl lacks, then prints the table
-python examples/studies/run.py main --table  # prints the table of what is there
-python examples/studies/run.py main --fast   # every path on next to no data, for two steps each; keeps nothing
+python benchmarks/evidence/run.py main          # runs what docs/results/runs.jsonl lacks, then prints the table
+python benchmarks/evidence/run.py main --table  # prints the table of what is there
+python benchmarks/evidence/run.py main --fast   # every path on next to no data, for two steps each; keeps nothing
 """
 
 import argparse
-import sys
 import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the examples, whose data and networks the studies use
 
 import studies
 from runs import FILE, complete, read

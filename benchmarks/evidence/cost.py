@@ -1,19 +1,15 @@
 """What does each method cost? CPU time of its training step over that of the network alone.
 
-python examples/studies/cost.py          # measures, then prints the table
-python examples/studies/cost.py --table  # prints the table of what is in docs/results/cost.json
+python benchmarks/evidence/cost.py          # measures, then prints the table
+python benchmarks/evidence/cost.py --table  # prints the table of what is in docs/results/cost.json
 """
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the examples, whose data and networks the studies use
 
 import torch
 from methods import MATCHED, METHODS, NEVER_STOPPED, OURS, SHARED_STOPPED, SINGLE, Method

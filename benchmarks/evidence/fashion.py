@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from nets import Residual, conv
+from demo import Residual, conv
 from problem import Aux, Batch, Problem
 from torch import Tensor, nn
 

@@ -1,19 +1,17 @@
 """Does the entropy penalty of MTL-NAS make the searched network the one that is kept? Soft gates against 0/1 gates.
 
-python examples/entropy.py                 # runs what docs/results/entropy.json lacks, then prints the table
-python examples/entropy.py --table         # prints the table of what is there
+python benchmarks/evidence/entropy.py          # runs what docs/results/entropy.json lacks, then prints the table
+python benchmarks/evidence/entropy.py --table  # prints the table of what is there
 """
 
 from functools import partial
 from pathlib import Path
 from statistics import mean
 
-import doom
 import torch
 import torch.nn.functional as F
-from nets import Net, Side
-from quickstart import BATCH, LEARNING_RATE, batches, error
-from study import FRAMES, Run, frames_to_choose_by, interval, read_options, run_missing
+from demo import BATCH, LEARNING_RATE, Net, batches, doom, error
+from study import FRAMES, Run, Side, frames_to_choose_by, interval, read_options, run_missing
 from torch import Tensor, nn
 
 from auxnas_layers import MTLNAS, AuxNASWrapper, NDDRFusion, SigmoidGate

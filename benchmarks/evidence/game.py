@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import doom
 import torch
 import torch.nn.functional as F
 from backbones import RESNET_TAPS, VIT_TAPS, ResNet, Vit
 from baselines import HEARS, TAPS, ListeningHead
-from nets import Net
+from demo import Net, doom
 from problem import Aux, Batch, Errors, Loss, Problem
 from study import FRAMES, VALIDATION_LEVELS
 from torch import Tensor, nn

@@ -1,16 +1,13 @@
 """Pictures of the studies' runs: how far each method's error is from that of the network trained alone.
 
-python examples/studies/pictures.py  # draws main.png, problems.png and labels.png in docs/results from its runs.jsonl
+python benchmarks/evidence/pictures.py  # draws main.png, problems.png, labels.png from runs.jsonl in docs/results
 """
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the examples, whose data and networks the studies use
 
 import matplotlib
 

@@ -1,16 +1,13 @@
 """Is what is found stable? Gates and errors over training, and the exported primary against the wrapper's.
 
-python examples/studies/stability.py --seeds 10  # runs what is missing, prints the table, draws stability.png
-python examples/studies/stability.py --table     # prints the table of what is in docs/results/stability.json
+python benchmarks/evidence/stability.py --seeds 10  # runs what is missing, prints the table, draws stability.png
+python benchmarks/evidence/stability.py --table     # prints the table of what is in docs/results/stability.json
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the examples, whose data and networks the studies use
 
 import matplotlib
 

@@ -1,4 +1,4 @@
-"""What the studies share: runs that resume, and intervals over paired seeds."""
+"""What the studies share: runs that resume, intervals over paired seeds, frames to choose by."""
 
 import argparse
 import json
@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import doom
 import torch
-from torch import Tensor
+from demo import doom
+from torch import Tensor, nn
 from tqdm import tqdm
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 FRAMES = 60  # of each level
 VALIDATION_LEVELS = 10
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t, for 2 to 10 seeds
@@ -71,6 +71,17 @@ def half_width(values: list[float]) -> float:
 def interval(values: list[float], digits: int = 1) -> str:
     """Mean and 95 % interval over 2 to 10 seeds."""
     return f"{mean(values):+.{digits}f} +- {half_width(values):.{digits}f}"
+
+
+class Side(nn.Module):
+    """One of the outputs of a network that has several."""
+
+    def __init__(self, net: nn.Module, number: int) -> None:
+        super().__init__()
+        self.net, self.number = net, number
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)[self.number]
 
 
 def frames_to_choose_by() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
