@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from demo import doom
+from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 FRAMES = 60  # of each level
 VALIDATION_LEVELS = 10
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t, for 2 to 10 seeds
 
 Run = dict[str, Any]
 
@@ -64,12 +64,12 @@ def measured(description: str | None, file: Path, measure: Callable[[], Any]) ->
 
 
 def half_width(values: list[float]) -> float:
-    """Half of the 95 % interval of the mean over 2 to 10 seeds."""
-    return T_975[len(values) - 2] * stdev(values) / math.sqrt(len(values))
+    """Half of the 95 % interval of the mean, by Student's t; over two seeds or more."""
+    return stats.t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
 def interval(values: list[float], digits: int = 1) -> str:
-    """Mean and 95 % interval over 2 to 10 seeds."""
+    """Mean and 95 % interval over two seeds or more."""
     return f"{mean(values):+.{digits}f} +- {half_width(values):.{digits}f}"
 
 
