@@ -13,7 +13,7 @@ test-all: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W error -n 2 --dist worksteal -q --all $(ARGS)
 
 test-models: $(VENV)/.models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models tests/test_minimal_example.py -n 2 -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models -n 2 -q $(ARGS)
 
 test-studies: $(VENV)/.studies
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studies -W error -n 2 -q $(ARGS)

@@ -1,5 +1,8 @@
 """Use auxiliary labels to make a primary network better, at no cost at inference.
 
+What a training loop needs is here. Everything else is in the packages: gates, search spaces and what a search of one's
+own needs in `search`, `Fusion` in `fusion`, layouts in `features`, reports in `export`, pictures in `plot`.
+
 >>> import torch
 >>> from torch import nn
 >>> primary, aux = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, outputs)) for outputs in (1, 3))
@@ -12,32 +15,24 @@
 True
 """
 
+import importlib
+import warnings
+from typing import Any
+
+from auxnas_layers._engine.joint import AuxNASOutput
 from auxnas_layers.alignment import Alignment, explained_loss
-from auxnas_layers.architecture import Architecture, Edge
-from auxnas_layers.cost import Cost, CostReport
 from auxnas_layers.errors import AuxiliaryWarning, AuxNASError, ExportError, LayoutError, SearchError, TapError
-from auxnas_layers.export import ExportReport
-from auxnas_layers.fusion import CrossStitchFusion, CrossTaskFusion, Fusion, NDDRFusion, project
-from auxnas_layers.gates import ClampedGate, FixedGate, Gate, RelaxedBernoulliGate, SigmoidGate
-from auxnas_layers.inputs import Inputs
-from auxnas_layers.joint import AuxNASOutput
-from auxnas_layers.layouts import Layout, align
-from auxnas_layers.listener import Listener
-from auxnas_layers.multitask import MultitaskNet
-from auxnas_layers.search import (
-    MTLNAS,
-    AuxG,
-    AuxNAS,
-    FixedArchitecture,
-    Search,
-    entropy_penalty,
-    l1_penalty,
-    linear_ramp,
-)
-from auxnas_layers.search_space import DepthLimited, EdgeMatrix, SearchSpace
-from auxnas_layers.suggest import TapList, suggest_taps
-from auxnas_layers.survey import Seen, TapTable, list_taps
-from auxnas_layers.taps import Tap
+from auxnas_layers.features.inputs import Inputs
+from auxnas_layers.features.listing import list_taps
+from auxnas_layers.features.suggest import suggest_taps
+from auxnas_layers.features.taps import Tap
+from auxnas_layers.fusion.cross_stitch import CrossStitchFusion
+from auxnas_layers.fusion.cross_task import CrossTaskFusion
+from auxnas_layers.fusion.listener import Listener
+from auxnas_layers.fusion.nddr import NDDRFusion
+from auxnas_layers.search.edges import Architecture, Edge
+from auxnas_layers.search.searches import MTLNAS, AuxG, AuxNAS, FixedArchitecture
+from auxnas_layers.search.spaces import DepthLimited
 from auxnas_layers.wrapper import AuxNASWrapper
 
 __version__ = "0.1.0"
@@ -52,42 +47,38 @@ __all__ = [
     "AuxNASOutput",
     "AuxNASWrapper",
     "AuxiliaryWarning",
-    "ClampedGate",
-    "Cost",
-    "CostReport",
     "CrossStitchFusion",
     "CrossTaskFusion",
     "DepthLimited",
     "Edge",
-    "EdgeMatrix",
     "ExportError",
-    "ExportReport",
     "FixedArchitecture",
-    "FixedGate",
-    "Fusion",
-    "Gate",
     "Inputs",
-    "Layout",
     "LayoutError",
     "Listener",
-    "MultitaskNet",
     "NDDRFusion",
-    "RelaxedBernoulliGate",
-    "Search",
     "SearchError",
-    "SearchSpace",
-    "Seen",
-    "SigmoidGate",
     "Tap",
     "TapError",
-    "TapList",
-    "TapTable",
-    "align",
-    "entropy_penalty",
     "explained_loss",
-    "l1_penalty",
-    "linear_ramp",
     "list_taps",
-    "project",
     "suggest_taps",
 ]
+
+_MOVED = {
+    "export": "Cost CostReport ExportReport MultitaskNet",
+    "features": "Layout TapList TapTable align",
+    "fusion": "Fusion project",
+    "search": "ClampedGate EdgeMatrix FixedGate Gate RelaxedBernoulliGate Search SearchSpace SigmoidGate "
+    "entropy_penalty l1_penalty linear_ramp",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names of version 0.1 that now live in a package, with a warning that says where."""
+    for package, names in _MOVED.items():
+        if name in names.split():
+            place = f"auxnas_layers.{package}"
+            warnings.warn(f"{name} has moved: from {place} import {name}", DeprecationWarning, stacklevel=2)
+            return getattr(importlib.import_module(place), name)
+    raise AttributeError(f"module 'auxnas_layers' has no attribute {name!r}")

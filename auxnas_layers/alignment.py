@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from auxnas_layers._engine.joint import JoinedNets
 from auxnas_layers.errors import AuxiliaryWarning, SearchError
-from auxnas_layers.inputs import undisturbed
-from auxnas_layers.joint import JoinedNets
+from auxnas_layers.features.undisturbed import undisturbed
 
 FEWEST = 10
 
@@ -143,6 +144,7 @@ class Alignment:
                     stacklevel=2,
                 )
 
+    @override
     def __repr__(self) -> str:
         lines = [f"{name}: {mean(found):+.3f} over {len(found)}" for name, found in self.cosines.items()]
         return f"Alignment({'; '.join(lines)})"

@@ -1,19 +1,19 @@
-"""What the user gave the wrapper: read, and checked before anything is built."""
+"""The arguments of the wrapper: read, and checked before anything is built."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import nn
 
-from auxnas_layers._engine import PRIMARY
 from auxnas_layers.errors import SearchError, TapError, bullets
-from auxnas_layers.exchange import Hearing, Place
-from auxnas_layers.fusion import Fusion
-from auxnas_layers.gates import Gate
-from auxnas_layers.search import Search
-from auxnas_layers.search_space import SearchSpace, Wire, as_search_space, from_primary, lay_wires, to_primary
-from auxnas_layers.taps import Tap, TapLike, as_taps, check_names, is_callable
+from auxnas_layers.features.taps import PRIMARY, Layer, Tap, TapLike, as_taps, check_names, is_callable
+from auxnas_layers.fusion.base import Fusion
+from auxnas_layers.search.edges import Direction, Edge
+from auxnas_layers.search.gates import Gate
+from auxnas_layers.search.searches import Search
+from auxnas_layers.search.spaces import SearchSpace, as_search_space, possible_edges
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Arguments:
         named: Whether the user gave them names.
         taps: The taps of each.
         searches: The search of each.
-        wires: The edges of each direction.
+        edges: The edges of each direction.
         fusion: Makes a fusion.
     """
 
@@ -33,41 +33,39 @@ class Arguments:
     named: bool
     taps: Mapping[str, Sequence[Tap]]
     searches: Mapping[str, Search]
-    wires: Mapping[str, Sequence[Wire]]
+    edges: Mapping[Direction, Sequence[Edge]]
     fusion: Callable[..., Fusion]
 
-    def make_gates(self, direction: str) -> Gate:
+    def make_gates(self, direction: Direction) -> Gate:
         """The gates of one direction.
 
         Raises:
-            SearchError: If the search gives another number.
+            SearchError: If the search makes another number of them.
         """
-        wires = self.wires[direction]
-        made = self.searches[wires[0].aux].make_gates(wires, to_primary=wires[0].inward)
-        if len(made.closed) != len(wires):
-            raise SearchError(f"the search made {len(made.closed)} gates for {len(wires)} edges of {direction}")
+        edges = self.edges[direction]
+        made = self.searches[direction.aux].make_gates(edges, to_primary=direction.inward)
+        if len(made.closed) != len(edges):
+            raise SearchError(f"the search made {len(made.closed)} gates for {len(edges)} edges of {direction}")
         return made
 
     def _fusion(self, *args: Any, **options: Any) -> Fusion:
         made = self.fusion(*args, **options)
         if not isinstance(made, Fusion):
-            raise SearchError(f"fusion makes an auxnas_layers.Fusion; found {type(made).__name__}")
+            raise SearchError(f"fusion makes an auxnas_layers.fusion.Fusion; found {type(made).__name__}")
         return made
 
-    def make_fusion(self, place: Place, heard: Sequence[Hearing]) -> Fusion:
-        """The layer by which a tap hears; its channels are not known yet.
+    def make_fusion(self, layer: Layer, edges: Sequence[Edge]) -> Fusion:
+        """The fusion of a layer with these edges into it; its channels are not known yet.
 
         Raises:
-            SearchError: If the search cannot use it, or several searches do not agree on it.
+            SearchError: If the search cannot use it, or several searches want different ones.
         """
-        role, name = place
-        auxes = list(dict.fromkeys(source.wire.aux for source in heard))
-        made = [self.searches[aux].make_fusion(self._fusion, len(heard), to_primary=role == PRIMARY) for aux in auxes]
+        auxes = list(dict.fromkeys(edge.direction.aux for edge in edges))
+        inward = layer.role == PRIMARY
+        made = [self.searches[aux].make_fusion(self._fusion, len(edges), to_primary=inward) for aux in auxes]
         if len({one.extra_repr() for one in made}) > 1:
             ways = {aux: one.extra_repr() for aux, one in zip(auxes, made, strict=True)}
-            raise SearchError(
-                f"{role} {name!r}: the auxiliaries' searches want its fusion to start differently: {ways}"
-            )
+            raise SearchError(f"{layer}: the auxiliaries' searches want its fusion to start differently: {ways}")
         return made[0]
 
 
@@ -87,7 +85,7 @@ def read_arguments(
     """
     named = isinstance(aux_net, Mapping) or (isinstance(aux_net, nn.ModuleDict) and not is_callable(aux_net))
     auxes: dict[str, Any] = {"aux": aux_net}
-    if named:  # by name, not as the mapping happens to be: states and optimisers go by this order
+    if named:  # in the order of names, whatever the mapping's: states and optimisers depend on it
         auxes = dict(sorted(cast(Mapping[str, nn.Module], aux_net).items(), key=lambda item: str(item[0])))
     if not auxes:
         raise TapError("there is no auxiliary network: aux_net is a network, or a mapping from names to networks")
@@ -96,12 +94,12 @@ def read_arguments(
     _check_kinds([primary_net, *auxes.values()], searches, fusion)
     points = {aux: as_taps(entries) for aux, entries in _taps_by_name(taps, auxes, named).items()}
     _check_taps(primary_net, auxes, points)
-    wires = _choose_wires(searches, {aux: as_search_space(space) for aux, space in spaces.items()}, points)
-    return Arguments(auxes, named, points, searches, wires, fusion)
+    edges = _choose_edges(searches, {aux: as_search_space(space) for aux, space in spaces.items()}, points)
+    return Arguments(auxes, named, points, searches, edges, fusion)
 
 
 def _by_name(given: Any, auxes: Mapping[str, Any], named: bool, what: str, single: str) -> dict[str, Any]:
-    """What each auxiliary is given, of one for all or of a mapping from their names."""
+    """What belongs to each auxiliary, from one for all or a mapping from their names."""
     if not isinstance(given, Mapping):
         return dict.fromkeys(auxes, given)
     if not named or given.keys() != auxes.keys():
@@ -111,9 +109,14 @@ def _by_name(given: Any, auxes: Mapping[str, Any], named: bool, what: str, singl
 
 
 def _check_kinds(nets: Sequence[Any], searches: Mapping[str, Any], fusion: Any) -> None:
-    """Raise what the user most likely meant where an argument is of another kind."""
+    """Refuse arguments of another kind, with what the user most likely meant."""
     if odd := [type(net).__name__ for net in nets if not isinstance(net, nn.Module)]:
         raise TapError(f"networks are torch.nn.Module, several auxiliaries a mapping from names to them; found {odd}")
+    if "aux_inputs" in inspect.signature(nets[0].forward).parameters:
+        raise TapError(
+            f"{type(nets[0]).__name__}.forward has a parameter 'aux_inputs', which is the wrapper's own name for an "
+            "auxiliary's arguments, so the primary network would never get it; rename it there"
+        )
     for search in searches.values():
         if isinstance(search, type):
             raise SearchError(f"search is an object, not its class: write search={search.__name__}()")
@@ -140,8 +143,8 @@ def _taps_by_name(taps: Any, auxes: Mapping[str, nn.Module], named: bool) -> dic
         raise TapError(f"with several auxiliaries, taps is a mapping with the same keys {list(auxes)}; found {found}")
     if wrong := [name for name in auxes if not _is_name(name)]:
         raise TapError(
-            f"names of auxiliaries are identifiers other than {PRIMARY!r} and torch's own, and none of a direction, "
-            f"'..{to_primary('')}' or '{from_primary('')}..'; found {wrong}"
+            f"names of auxiliaries are identifiers other than {PRIMARY!r} and torch's own, and none that read as a "
+            f"direction, '.._to_{PRIMARY}' or '{PRIMARY}_to_..'; found {wrong}"
         )
     return {aux: taps[aux] for aux in auxes}
 
@@ -150,7 +153,7 @@ def _is_name(name: Any) -> bool:
     """Whether an auxiliary may be called so."""
     if not isinstance(name, str) or not name.isidentifier() or name in (PRIMARY, *dir(nn.ModuleDict())):
         return False
-    return not name.endswith(to_primary("")) and not name.startswith(from_primary(""))
+    return not name.endswith(f"_to_{PRIMARY}") and not name.startswith(f"{PRIMARY}_to_")
 
 
 def _check_taps(primary_net: nn.Module, auxes: Mapping[str, nn.Module], taps: Mapping[str, Sequence[Tap]]) -> None:
@@ -164,24 +167,16 @@ def _check_taps(primary_net: nn.Module, auxes: Mapping[str, nn.Module], taps: Ma
         raise TapError(bullets(f"{len(problems)} problem(s) with the taps:", problems))
 
 
-def _choose_wires(
+def _choose_edges(
     searches: Mapping[str, Search], spaces: Mapping[str, SearchSpace], taps: Mapping[str, Sequence[Tap]]
-) -> dict[str, list[Wire]]:
-    """The edges that the searches choose among those that the search spaces allow; those towards the primary first."""
-    allowed = [
-        wire
-        for inward in (True, False)
-        for aux, side in taps.items()
-        for wire in lay_wires(spaces[aux], aux, len(side), inward=inward)
-    ]
+) -> dict[Direction, list[Edge]]:
+    """The edges that the searches choose from those that the search spaces allow; those into the primary first."""
+    directions = [Direction(aux, inward) for inward in (True, False) for aux in taps]
+    allowed = {one: possible_edges(spaces[one.aux], one, taps[one.aux]) for one in directions}
     chosen = {
-        wire
+        edge.key
         for search in {id(search): search for search in searches.values()}.values()
-        for wire in search.choose([wire for wire in allowed if searches[wire.aux] is search])
+        for edge in search.choose([e for one in directions if searches[one.aux] is search for e in allowed[one]])
     }
-    wires: dict[str, list[Wire]] = {}
-    for wire in allowed:
-        if wire in chosen:
-            side = wires.setdefault(wire.direction, [])
-            side.append(replace(wire, gate=len(side)))
-    return wires
+    edges = {one: [edge for edge in allowed[one] if edge.key in chosen] for one in directions}
+    return {one: side for one, side in edges.items() if side}

@@ -1,14 +1,14 @@
-"""The error types: each is an `AuxNASError` and a builtin, so either can be caught."""
+"""All errors of this package: each is an `AuxNASError` and a builtin error, so either can be caught."""
 
 from collections.abc import Sequence
 
 
 class AuxNASError(Exception):
-    """Base class of the errors that this package raises of taps, layouts, searches and exports."""
+    """Base class of all errors in this package."""
 
 
 class TapError(AuxNASError, ValueError):
-    """A tap does not name, or does not give, a feature that can be fused."""
+    """A tap names no layer, or its layer returns no feature that can be fused."""
 
 
 class LayoutError(AuxNASError, ValueError):
@@ -16,11 +16,11 @@ class LayoutError(AuxNASError, ValueError):
 
 
 class SearchError(AuxNASError, ValueError):
-    """A search space, gate, progress or architecture is not a valid one."""
+    """A search, search space, gate, progress or architecture is not valid."""
 
 
 class ExportError(AuxNASError, RuntimeError):
-    """A network cannot be taken out, or recorded, as it is."""
+    """A network cannot be exported or traced in its current state."""
 
 
 class AuxiliaryWarning(UserWarning):
@@ -28,7 +28,7 @@ class AuxiliaryWarning(UserWarning):
 
 
 def bullets(headline: str, problems: Sequence[str]) -> str:
-    """One message for all problems found, so that they can be mended in one go.
+    """One message for all problems, so that the user can fix them in one go.
 
     >>> print(bullets("2 problems:", ["this", "that"]))
     2 problems:

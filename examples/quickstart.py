@@ -21,7 +21,8 @@ from report import draw, print_errors
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from auxnas_layers import Architecture, AuxNAS, AuxNASWrapper, Search
+from auxnas_layers import Architecture, AuxNAS, AuxNASWrapper
+from auxnas_layers.search import Search
 
 LABELLED = 100  # frames with a depth label, unless told otherwise; every training frame has a segmentation label
 BATCH = 8  # frames of either kind in a step

@@ -3,6 +3,7 @@
 import copy
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from auxnas_layers import AuxNAS, AuxNASError, AuxNASWrapper, Inputs
-from auxnas_layers.taps import features
+from auxnas_layers._engine.workers import _POOLS
+from auxnas_layers.features.outputs import features
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,7 +79,14 @@ def gradients(net: nn.Module) -> dict[str, Tensor | None]:
 
 
 def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("auxnas")]
+    """Worker threads that are not idle in the pool of a wrapper, after a second in which they may end."""
+    for _ in range(100):
+        idle = {worker._thread for pool in _POOLS.values() for worker in pool._idle}
+        busy = [one for one in threading.enumerate() if one.name == "auxnas-worker" and one not in idle]
+        if not busy:
+            break
+        time.sleep(0.01)
+    return busy
 
 
 def refuses(error, message, call, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Taps inside activation-checkpoint regions, whose recomputation calls layers again when our hooks are gone."""
+"""Taps in activation checkpoints, whose recomputation calls layers again when the hooks are gone."""
 
 import inspect
 import sys
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from auxnas_layers._engine.ambient import Ambient, dispatch_modes, saved_tensor_hooks_within
-from auxnas_layers._engine.hooks import hooked
+from auxnas_layers._torch.hooks import hooked
+from auxnas_layers._torch.state import CallState, checkpoint_frame, dispatch_modes, saved_tensor_hooks_within
 from auxnas_layers.errors import TapError
-from auxnas_layers.taps import Path, put_feature
+from auxnas_layers.features.outputs import Path, put_feature
 
 
-def in_function(ambient: Ambient) -> bool:
-    """Whether the call stack goes through an autograd.Function, as of a reentrant checkpoint or a reversible block."""
-    if not ambient.grad or torch.is_grad_enabled():
+def in_function(state: CallState) -> bool:
+    """Whether an autograd.Function is on the call stack, such as a reentrant checkpoint or a reversible block."""
+    if not state.grad or torch.is_grad_enabled():
         return False
     forwards = {getattr(inspect.unwrap(f.forward), "__code__", None) for f in _functions(torch.autograd.Function)}
     frame: FrameType | None = sys._getframe()
@@ -34,52 +34,56 @@ def _functions(base: Any) -> Iterator[Any]:
         yield from _functions(function)
 
 
-def replay_when_recomputed(ambient: Ambient, module: nn.Module, path: Path, own: Tensor, fused: Tensor | None) -> None:
-    """Inside a non-reentrant region, let its recomputation hand on this fused feature again, and draw on as here.
+def replay_when_recomputed(state: CallState, module: nn.Module, path: Path, own: Tensor, fused: Tensor | None) -> None:
+    """In a non-reentrant region, let its recomputation return this fused feature again, and draw as after it.
 
     The region recomputes from its own random state, without what other networks drew while this one waited at the tap.
 
+    Args:
+        state: Torch's state at the wrapper's call.
+        module: The tapped layer.
+        path: Where in its output the feature is.
+        own: The layer's own feature.
+        fused: What the tap returns instead; None if it leaves the feature unchanged.
+
     Raises:
-        TapError: If a feature is fused where several hooks or the region itself keep results, or this version of torch
-            builds its regions in a way that is not known here.
+        TapError: If a feature is fused where several hooks or the region itself keep results, or where this torch
+            builds its regions in an unknown way.
     """
-    hooks = saved_tensor_hooks_within(ambient.saved_hooks) if ambient.grad else []
+    hooks = saved_tensor_hooks_within(state.saved_hooks) if state.grad else []
     regions = [getattr(pack, "__module__", None) == checkpoint.__name__ for pack, _ in hooks]
     if not any(regions):
         return
-    # A region's pack hook holds it as `frame`, whose `recompute_fn` backward calls; pinned by tests/test_house.py.
-    pack = hooks[0][0]
-    names = getattr(getattr(pack, "__code__", None), "co_freevars", ())  # a user's hook may be no function
-    cells = dict(zip(names, getattr(pack, "__closure__", None) or (), strict=True))
-    if problem := _problem(regions, cells):
+    region = checkpoint_frame(hooks[0][0])
+    if problem := _problem(regions, region):
         if fused is not None:
             raise TapError(problem)
         return
-    region = cells["frame"].cell_contents
+    assert region is not None
     if not isinstance(region.recompute_fn, _Replay):
         region.recompute_fn = _Replay(region.recompute_fn)
     region.recompute_fn.taps.append((module, path, _kept(fused), _Draws(own)))
 
 
-def _problem(regions: list[bool], cells: dict[str, Any]) -> str:
-    """Why a region's recomputation cannot hand on a feature, if so; regions are hooks that are of a checkpoint."""
+def _problem(regions: list[bool], region: Any | None) -> str:
+    """Why a recomputation cannot return a feature again, if so; `regions` tells which hooks are a checkpoint's."""
     if not regions[0] or sum(regions) > 1:
         return (
-            "a tap lies in an activation checkpoint inside another, or in other saved-tensor hooks inside one, which "
-            "recompute or keep in ways that are not known here; leave one checkpoint around the tap and nothing in it"
+            "a tap lies in an activation checkpoint inside another, or in other saved-tensor hooks inside one, whose "
+            "recomputation cannot return fused features; leave one checkpoint around the tap and nothing in it"
         )
     if any(type(mode).__module__ == checkpoint.__name__ for mode in dispatch_modes()):
         return (
             "a tap lies in a selective activation checkpoint, which would take results of the edges for some of the "
             "region; leave out its context_fn, or checkpoint a region without the tap in it"
         )
-    if "frame" not in cells:
-        return "this torch's activation checkpoint is not known here; checkpoint a region without the tap in it"
+    if region is None:
+        return "this torch's activation checkpoints are unknown here; checkpoint a region without the tap in it"
     return ""
 
 
 def _kept(feature: Tensor | None) -> Tensor | None:
-    """Its values as they are now, which the network may overwrite."""
+    """A copy of a feature, which the network may overwrite."""
     return None if feature is None else feature.detach().clone().requires_grad_(feature.requires_grad)
 
 
@@ -90,14 +94,15 @@ class _Draws:
         self.kind, self.cpu = tensor.device.type, torch.get_rng_state()
         self.devices, self.states = checkpoint.get_device_states(tensor)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
+        """Set these states again."""
         torch.set_rng_state(self.cpu)
         if self.devices:
             checkpoint.set_device_states(self.devices, self.states, device_type=self.kind)
 
 
 class _Replay:
-    """Recompute a region with its taps handing on, and its networks drawing, what they did the first time."""
+    """Recompute a region so that its taps return, and its layers draw, the same as the first time."""
 
     def __init__(self, recompute: Callable[..., Any]) -> None:
         self.recompute = recompute
@@ -122,5 +127,5 @@ class _Put:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         if threading.current_thread() is not self.thread:
             return None
-        self.draws.go_on()
+        self.draws.resume()
         return None if self.feature is None else put_feature(output, self.path, self.feature.clone())

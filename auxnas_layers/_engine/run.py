@@ -1,42 +1,76 @@
-"""Choosing the way to run: in lock-step, or one network after the other."""
+"""Running the networks of one forward pass: in lock-step, or one after the other if the primary receives nothing."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from auxnas_layers._engine.ambient import is_transforming
-from auxnas_layers._engine.branch import Branch, Exchange
 from auxnas_layers._engine.lockstep import run_lockstep
-from auxnas_layers._engine.sequential import run_sequential
+from auxnas_layers._engine.taps import Branch, Exchange, PrimaryVisits, tapped
+from auxnas_layers._engine.workers import WorkerPool
+from auxnas_layers._torch.state import CallState, is_tracing, is_transforming
 from auxnas_layers.errors import ExportError, LayoutError
+from auxnas_layers.features.taps import Layer
 
 
 def run(
-    primary: Branch, auxes: Mapping[str, Branch], exchange: Exchange, *, lockstep: bool
+    primary: Branch, auxes: Mapping[str, Branch], exchange: Exchange, workers: WorkerPool, *, lockstep: bool
 ) -> tuple[Any, dict[str, Any]]:
-    """Run the primary network and the auxiliary ones, handing the features of every tap to `exchange`.
+    """Run the primary network and the auxiliaries, giving the features of every tap to `exchange`.
 
     Args:
         primary: The primary network, its inputs and all its tapped layers.
-        auxes: The same for each auxiliary network.
-        exchange: Takes features and gives fused ones.
-        lockstep: Whether the primary hears auxiliary features, so that the networks must take turns.
+        auxes: The same for each auxiliary.
+        exchange: Takes features and returns fused ones.
+        workers: The threads in which auxiliaries run in lock-step.
+        lockstep: Whether the primary receives features of an auxiliary, so that the networks must take turns.
 
     Returns:
-        What the primary network returned, and what each auxiliary one did.
+        What the primary network returned, and what each auxiliary returned.
 
     Raises:
-        TapError: If a tap is not reached exactly once and in order, or gives no feature.
+        TapError: If a tap is not reached exactly once and in order, or returns no feature.
     """
-    return (run_lockstep if lockstep else run_sequential)(primary, auxes, exchange)
+    if lockstep:
+        return run_lockstep(primary, auxes, exchange, workers)
+    return _run_sequential(primary, auxes, exchange)
+
+
+def _run_sequential(primary: Branch, auxes: Mapping[str, Branch], exchange: Exchange) -> tuple[Any, dict[str, Any]]:
+    """Run the primary network, keeping features at its taps; then each auxiliary, fusing at its taps."""
+    state, visits = CallState(), PrimaryVisits(auxes)
+
+    def keep(layer: Layer, feature: Tensor) -> Tensor:
+        visits.arrive(layer.name)
+        with state.restored():
+            exchange.keep(layer, feature)
+            return exchange.fuse(layer, feature)  # the feature itself, if its fusion has nothing to do
+
+    with tapped(primary, state, keep):
+        primary_output = primary.inputs.call(primary.net)
+    visits.finish()
+    return primary_output, {aux: _run_aux(branch, state, exchange) for aux, branch in auxes.items()}
+
+
+def _run_aux(branch: Branch, state: CallState, exchange: Exchange) -> Any:
+    visits = branch.visits()
+
+    def fuse(layer: Layer, feature: Tensor) -> Tensor:
+        visits.arrive(layer.name)
+        with state.restored():
+            return exchange.fuse(layer, feature)
+
+    with tapped(branch, state, fuse):
+        output = branch.inputs.call(branch.net)
+    visits.finish()
+    return output
 
 
 def refuse_transforms() -> None:
-    """Refuse to make parameters where they would belong to a transform.
+    """Refuse to make parameters that would belong to a transform.
 
     Raises:
-        LayoutError: If torch.func is at work.
+        LayoutError: If a transform of torch.func is active.
     """
     if is_transforming():
         raise LayoutError(
@@ -46,12 +80,12 @@ def refuse_transforms() -> None:
 
 
 def refuse_tracing() -> None:
-    """Refuse to run where the two networks' turns cannot be recorded.
+    """Refuse to run where the turns of the networks cannot be recorded.
 
     Raises:
-        ExportError: If torch.jit.trace or torch.export is at work.
+        ExportError: Under torch.jit.trace or torch.export.
     """
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+    if is_tracing():
         raise ExportError(
             "joined networks cannot be traced or exported; export what wrapper.export_primary() returns, or record one "
             "forward of what export_multitask() returns by torch.fx.experimental.proxy_tensor.make_fx"

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from auxnas_layers import AuxNASWrapper
-from auxnas_layers.taps import features
+from auxnas_layers.features.outputs import features
 
 COUNTS, WAYS = (1, 2, 3, 4), ("open", "closed")
 ROUNDS, BATCH = 15, 16

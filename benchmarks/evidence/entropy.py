@@ -14,7 +14,8 @@ from demo import BATCH, LEARNING_RATE, Net, batches, doom, error
 from study import FRAMES, Run, Side, frames_to_choose_by, interval, read_options, run_missing
 from torch import Tensor, nn
 
-from auxnas_layers import MTLNAS, AuxNASWrapper, NDDRFusion, SigmoidGate
+from auxnas_layers import MTLNAS, AuxNASWrapper, NDDRFusion
+from auxnas_layers.search import SigmoidGate
 
 STEPS = 600
 TAPS = ["stage1", "stage2", "stage3", "stage4"]

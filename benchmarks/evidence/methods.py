@@ -23,9 +23,8 @@ from auxnas_layers import (
     DepthLimited,
     FixedArchitecture,
     NDDRFusion,
-    Search,
-    SigmoidGate,
 )
+from auxnas_layers.search import Search, SigmoidGate
 
 Losses = dict[str, Tensor]
 """Loss of each task in a step, the primary one first."""

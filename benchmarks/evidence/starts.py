@@ -14,7 +14,8 @@ from demo import BATCH, LEARNING_RATE, SharedBackbone, batches, doom, error, tra
 from study import FRAMES, Run, Side, frames_to_choose_by, interval, read_options, run_missing
 from torch import Tensor, nn
 
-from auxnas_layers import AuxG, AuxNAS, ClampedGate, Search
+from auxnas_layers import AuxG, AuxNAS
+from auxnas_layers.search import ClampedGate, Search
 
 STEPS = 600
 

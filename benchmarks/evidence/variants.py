@@ -5,7 +5,8 @@ from typing import Any
 
 from methods import LIGHT, METHODS, NEVER_STOPPED, OURS, STOP_RULE, LookAhead, Method, PaperSearch
 
-from auxnas_layers import AuxG, AuxNAS, ClampedGate, SigmoidGate
+from auxnas_layers import AuxG, AuxNAS
+from auxnas_layers.search import ClampedGate, SigmoidGate
 
 DEFAULT = METHODS[OURS]
 UNSTOPPED = "never alone"

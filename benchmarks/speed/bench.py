@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from auxnas_layers import AuxNAS, AuxNASWrapper
-from auxnas_layers.taps import features
+from auxnas_layers.features.outputs import features
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 ROUNDS = 11

@@ -33,17 +33,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from zoo import UNet, Vit
 
-from auxnas_layers import (
-    MTLNAS,
-    AuxG,
-    AuxNAS,
-    AuxNASWrapper,
-    ClampedGate,
-    ExportError,
-    NDDRFusion,
-    RelaxedBernoulliGate,
-    SigmoidGate,
-)
+from auxnas_layers import MTLNAS, AuxG, AuxNAS, AuxNASWrapper, ExportError, NDDRFusion
+from auxnas_layers.search import ClampedGate, RelaxedBernoulliGate, SigmoidGate
 
 RANKS = 2
 DEAD = "one of the processes has died"

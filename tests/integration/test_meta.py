@@ -49,10 +49,15 @@ def test_a_wrapper_on_the_meta_device_prints():
     assert "AuxNASWrapper" in repr(wrap("aux-nas").to("meta"))
 
 
-@every_way
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="gates are read by item(), and have no numbers then")
+NO_NUMBERS = pytest.mark.xfail(strict=True, raises=RuntimeError, reason="searched gates are read, and have no numbers")
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[NO_NUMBERS] if way in ("aux-nas", "mtl-nas") else []) for way in WAYS]
+)
 def test_a_wrapper_runs_in_fake_tensor_mode(way):
     wrapper = wrap(way).eval()
+    wrapper(X)  # constant gates are known from then on
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         output = wrapper(mode.from_tensor(X))
     assert [out.shape for out in output] == [(4, 2), (4, 2)]

@@ -119,7 +119,7 @@ def test_the_first_forward_may_run_without_gradients(mode):
     wrapper = wrap(Overwrites(), example_inputs=None)
     with mode():
         wrapper(X.clone())
-    assert wrapper._seen["primary", "a"].overwritten
+    assert wrapper._layers["primary", "a"].overwritten
     loss_of(wrapper(X).aux).backward()
     assert all(parameter.grad is not None for parameter in wrapper.fusion_parameters())
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 from zoo import CASES, Cnn, Conv1d, Vit
 
-from auxnas_layers import Architecture, AuxG, AuxNAS, AuxNASWrapper, ClampedGate, DepthLimited, Inputs, SigmoidGate
+from auxnas_layers import Architecture, AuxG, AuxNAS, AuxNASWrapper, DepthLimited, Inputs
+from auxnas_layers.search import ClampedGate, SigmoidGate
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

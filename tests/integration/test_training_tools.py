@@ -28,7 +28,8 @@ from ways import (
 )
 from zoo import Checkpointed, Cnn, Unchecked
 
-from auxnas_layers import AuxG, AuxNASWrapper, ClampedGate, TapError
+from auxnas_layers import AuxG, AuxNASWrapper, TapError
+from auxnas_layers.search import ClampedGate
 
 
 @every_way

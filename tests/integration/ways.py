@@ -7,7 +7,8 @@ import torch
 from helpers import gradients, loss_of, stir_
 from torch import nn
 
-from auxnas_layers import MTLNAS, AuxG, AuxNAS, AuxNASWrapper, NDDRFusion, SigmoidGate
+from auxnas_layers import MTLNAS, AuxG, AuxNAS, AuxNASWrapper, NDDRFusion
+from auxnas_layers.search import SigmoidGate
 
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -32,22 +32,18 @@ from auxnas_layers import (
     AuxG,
     AuxNAS,
     AuxNASWrapper,
-    ClampedGate,
     CrossStitchFusion,
     CrossTaskFusion,
     DepthLimited,
     Edge,
     ExportError,
     FixedArchitecture,
-    FixedGate,
     LayoutError,
     NDDRFusion,
-    RelaxedBernoulliGate,
     SearchError,
-    SigmoidGate,
 )
-from auxnas_layers._engine import branch
-from auxnas_layers._engine.visits import Visits
+from auxnas_layers._engine.taps import Visits
+from auxnas_layers.search import ClampedGate, FixedGate, RelaxedBernoulliGate, SigmoidGate
 
 GATES: dict[str, Any] = {
     "clamped": ClampedGate,
@@ -221,7 +217,7 @@ def check_export_of_both(combo: Combo, wrapper: AuxNASWrapper) -> None:
     assert not {id(p) for p in exported.parameters()} & {id(p) for p in wrapper.parameters()}
     edges = sum(len(fusion.weights) for fusions in exported.fusions.values() for fusion in fusions.values())
     assert edges == len(report.kept)
-    assert not any("gates" in key for key in exported.state_dict())
+    assert not any("gates" in name for name, _ in exported.named_parameters())  # they are constants
     assert report.exported.flops <= report.training.flops
     file = io.BytesIO()
     torch.save(exported, file)
@@ -253,7 +249,7 @@ def test_law_4_gates_that_are_neither_0_nor_1_are_not_rounded_silently(combo: Co
     for training in (True, False):
         with pytest.raises(ExportError, match=r"neither 0 nor 1.*\n.*") as error:
             wrapper.train(training).export_multitask()
-        assert all(f"{edge.direction} {edge.source} -> {edge.target}, gate" in str(error.value) for edge in undecided)
+        assert all(f"{edge.label}, gate" in str(error.value) for edge in undecided)
         assert wrapper.export_report is None
 
 
@@ -290,10 +286,10 @@ def test_law_5_a_closed_edge_costs_nothing(combo: Combo):
     for gate in wrapper.gates.values():
         gate.set_([0.0] * len(gate.closed))
     own = 0
-    for place, fusion in wrapper._fusions_by_place().items():
+    for layer, fusion in wrapper.fusions.by_layer().items():
         for weight in fusion.weights:
             torch.nn.init.constant_(weight, torch.inf)
-        own += 2 * fusion.own_weight.numel() * wrapper._seen[place].places if isinstance(fusion, NDDRFusion) else 0
+        own += 2 * fusion.own_weight.numel() * wrapper._layers[layer].positions if isinstance(fusion, NDDRFusion) else 0
     primary_inputs, aux_inputs = split(combo.case.example())
     plain = flops(lambda: primary_inputs.call(wrapper.primary_net)) + flops(lambda: aux_inputs.call(wrapper.aux_net))
     assert flops(lambda: combo.call(wrapper)) == plain + own
@@ -311,7 +307,7 @@ def test_law_6_every_tap_fires_exactly_once(combo: Combo, monkeypatch):
             reached.append((self.role, self.count))
 
     wrapper = combo.wrapper()
-    monkeypatch.setattr(branch, "Visits", Noting)
+    monkeypatch.setattr("auxnas_layers._engine.taps.Visits", Noting)
     combo.call(wrapper)
     assert sorted(reached) == [("aux", len(combo.case.taps)), ("primary", len(combo.case.taps))]
 
@@ -416,9 +412,9 @@ def test_a_fusion_that_acts_by_itself_cannot_lead_into_a_primary_that_is_exporte
         AuxNASWrapper(primary, aux, case.taps, fusion=FUSIONS[fusion])
     kind = "NDDRFusion" if "nddr" in fusion else "CrossStitchFusion"
     assert str(error.value) == (
-        f"AuxNAS closes every edge into the primary, and {kind} would go on changing the primary's features without "
-        "them, so that the exported network were another one; use fusion=CrossTaskFusion, or search=AuxG(), which has "
-        "no edges into the primary"
+        f"AuxNAS closes every edge into the primary, and {kind} would still change the primary's features without "
+        "them, so the export would differ from what was trained; use fusion=CrossTaskFusion, or search=AuxG(), which "
+        "has no edges into the primary"
     )
     assert_unchanged(primary, before[0])
     assert_unchanged(aux, before[1])
@@ -457,7 +453,7 @@ def test_cross_stitch_cannot_start_at_random():
         ("cross-stitch", "fusion is a class, such as CrossTaskFusion, or a partial of one; found 'cross-stitch'"),
         (NDDRFusion(6, [6]), "fusion is a class, not an object: write fusion=NDDRFusion, or partial(NDDRFusion, ...)"),
         (partial(NDDRFusion, own_share=0.5), "the wrapper sets ['own_share'] of each fusion; write search=AuxNAS("),
-        (lambda *args, **kwargs: nn.Identity(), "fusion makes an auxnas_layers.Fusion; found Identity"),
+        (lambda *args, **kwargs: nn.Identity(), "fusion makes an auxnas_layers.fusion.Fusion; found Identity"),
     ],
     ids=["string", "object", "option of the search", "another module"],
 )
@@ -472,7 +468,7 @@ def test_a_fixed_architecture_of_another_search_space_names_what_is_missing():
         (
             Edge("aux_to_primary", 0, 1, 0.5, True),
             Edge("depth_to_primary", 0, 0, 1.0, True),
-            Edge("x", 0, 0, 0.0, False),
+            Edge("primary_to_depth", 0, 0, 0.0, False),
         )
     )
     with pytest.raises(SearchError) as error:

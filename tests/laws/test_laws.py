@@ -10,9 +10,9 @@ from helpers import HOOKS, PLAIN, assert_same, assert_unchanged, gradients, loss
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import CASES, Case
 
-from auxnas_layers import Architecture, AuxG, AuxNAS, AuxNASWrapper, Edge, ExportError, SigmoidGate
-from auxnas_layers._engine import branch
-from auxnas_layers._engine.visits import Visits
+from auxnas_layers import Architecture, AuxG, AuxNAS, AuxNASWrapper, Edge, ExportError
+from auxnas_layers._engine.taps import Visits
+from auxnas_layers.search import SigmoidGate
 
 pytestmark = pytest.mark.pairwise
 every_case = pytest.mark.parametrize("case", CASES)
@@ -114,7 +114,8 @@ def test_law_4_open_edges_are_never_cut_silently(case: Case):
     with pytest.raises(ExportError) as error:
         wrapper.export_primary(case.example())
     for edge in wrapper.architecture().open_edges("aux_to_primary"):
-        assert f"aux_to_primary {edge.source} -> {edge.target} (open, gate {edge.gate:.4g})" in str(error.value)
+        label = f"aux_to_primary '{edge.source_name}' -> '{edge.target_name}'"
+        assert f"{label} (open, gate {edge.gate:.4g})" in str(error.value)
     assert wrapper.export_report is None
     primary_inputs, _ = split(case.example())
     exported = wrapper.eval().export_primary(case.example(), allow_open=True)
@@ -166,7 +167,7 @@ def test_law_6_every_tap_fires_exactly_once_and_in_order(case: Case, search, mon
             super().finish()
             reached.append((self.role, self.count, self.names))
 
-    monkeypatch.setattr(branch, "Visits", Noting)
+    monkeypatch.setattr("auxnas_layers._engine.taps.Visits", Noting)
     wrapper = case.wrapper(search=search)
     case.example().call(wrapper)
     taps = wrapper._taps["aux"]

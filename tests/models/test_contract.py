@@ -13,7 +13,7 @@ from catalogue import MIXED, MODELS, Model
 from torch import nn
 
 from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper, Inputs, suggest_taps
-from auxnas_layers.taps import features
+from auxnas_layers.features.outputs import features
 
 PLAIN = AuxNAS(own_share=1.0, start="zero")
 RESULTS = Path(os.environ.get("MODEL_RESULTS", "model-results.jsonl"))

@@ -47,7 +47,8 @@ from training import (
 )
 from variants import VARIANTS
 
-from auxnas_layers import AuxNAS, ClampedGate
+from auxnas_layers import AuxNAS
+from auxnas_layers.search import ClampedGate
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = PROBLEMS["depth <- segmentation"]

@@ -20,9 +20,9 @@ from auxnas_layers import (
     CrossTaskFusion,
     NDDRFusion,
     SearchError,
-    SigmoidGate,
     TapError,
 )
+from auxnas_layers.search import SigmoidGate
 
 IMAGES = torch.randn(2, 3, 8, 8)
 TAP_ERRORS = [
@@ -83,7 +83,10 @@ def test_all_problems_of_both_networks_come_in_one_message():
 @pytest.mark.parametrize(
     "space, message",
     [
-        ([[1, 1], [0, 1]], "aux_to_primary: a tap cannot hear a later one, which has not run yet: tap 0 hears tap 1"),
+        (
+            [[1, 1], [0, 1]],
+            "aux_to_primary: a tap cannot receive from a later one, which has not run yet: tap 0 from tap 1",
+        ),
         ([[1, 0]], "aux_to_primary: must be square"),
         ([[1, 0], [0, 7]], "cells must be true or false; found 7"),
         (torch.ones(3, 3).tril(), "the search space is for 3 taps, and there are 2"),
@@ -107,7 +110,7 @@ def test_search_spaces_that_cannot_be(space, message):
         (
             {"primary_to_a": ["layer1"]},
             {"primary_to_a": Cnn()},
-            "none of a direction, '.._to_primary' or 'primary_to_..'",
+            "none that read as a direction, '.._to_primary' or 'primary_to_..'",
         ),
         ({"a_to_primary": ["layer1"]}, {"a_to_primary": Cnn()}, "'primary_to_..'; found ['a_to_primary']"),
     ],
@@ -151,5 +154,19 @@ def test_a_search_of_ones_own_that_makes_too_few_gates_is_an_error():
 def test_norms_and_activations_of_another_kind_are_an_error(fusion, options):
     with pytest.raises(SearchError, match=r"norm makes a module .* as norm=torch.nn.LayerNorm does; activation is a"):
         make(AuxG(), fusion=partial(fusion, **options))
-    with pytest.raises(SearchError, match="fusion makes an auxnas_layers.Fusion; found Identity"):
+    with pytest.raises(SearchError, match="fusion makes an auxnas_layers.fusion.Fusion; found Identity"):
         make(AuxNAS(), fusion=nn.Identity)
+
+
+def test_a_primary_with_a_parameter_of_the_wrappers_own_name_is_refused():
+    class Taken(Cnn):
+        def forward(self, x, aux_inputs=None):
+            return super().forward(x)
+
+    primary, aux = Taken(), Cnn()
+    before = snapshot(primary), snapshot(aux)
+    with pytest.raises(TapError, match="Taken.forward has a parameter 'aux_inputs', .* rename it there"):
+        AuxNASWrapper(primary, aux, ["layer1"])
+    assert_unchanged(primary, before[0])
+    assert_unchanged(aux, before[1])
+    AuxNASWrapper(aux, primary, ["layer1"], example_inputs=IMAGES)  # an auxiliary gets its own as Inputs

@@ -1,5 +1,8 @@
 """What a wrapper does beside its forward: several auxiliaries that come and go, states, and errors of its methods."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from helpers import assert_same, loss_of, snapshot, stir_
@@ -7,6 +10,7 @@ from pairs import IMAGES, make
 from torch import nn
 from zoo import Cnn
 
+import auxnas_layers
 from auxnas_layers import (
     MTLNAS,
     AuxG,
@@ -129,8 +133,8 @@ def test_an_auxiliary_leaves_in_the_middle_of_training():
     with pytest.raises(ExportError) as error:
         wrapper.remove_aux_("b")
     assert str(error.value).startswith(
-        "1 edge(s) into the primary are still open, so it would be another network. Train on until search_penalty has "
-        "closed them; allow_open=True cuts them as they are:\n  - b_to_primary 0 -> 0 (open"
+        "1 edge(s) into the primary are still open, so the export would differ from what was trained. Train on until "
+        "search_penalty has closed them; allow_open=True cuts them all the same:\n  - b_to_primary '2' -> 'layer2'"
     )
     assert list(wrapper.aux_net) == ["a", "b", "c"]
     assert wrapper.remove_aux_("b", allow_open=True) is leaving
@@ -282,3 +286,33 @@ def test_a_state_is_loaded_in_the_precision_of_the_networks(dtype):
         wrapper.load_state_dict(state)
         assert {p.dtype for p in wrapper.weight_parameters()} == {dtype}
         wrapper.eval()(IMAGES.to(dtype))
+
+
+def test_a_pickle_holds_no_example_inputs_and_copies_share_them():
+    x = torch.randn(40, 3, 32, 32)
+    wrapper = AuxNASWrapper(Cnn(), Cnn(), ["layer1"], example_inputs=x)
+    wrapper.close_aux_to_primary_()
+    data = pickle.dumps(wrapper)
+    assert len(data) < x.nbytes / 5 and x[0].numpy().tobytes() not in data
+    for other, compared in ((copy.deepcopy(wrapper), True), (pickle.loads(data), None)):
+        other.export_primary()
+        assert other.export_report.exact is compared
+    restored = pickle.loads(data)
+    restored.export_primary(x)
+    assert restored.export_report.exact
+
+
+MOVED = ["Cost", "ExportReport", "MultitaskNet", "Layout", "align", "Fusion", "project", "ClampedGate", "EdgeMatrix"]
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_names_that_have_moved_are_still_there_with_a_warning(name):
+    with pytest.warns(DeprecationWarning, match=rf"{name} has moved: from auxnas_layers\.\w+ import {name}") as caught:
+        found = getattr(auxnas_layers, name)
+    assert caught[0].filename == __file__ and found.__name__ == name
+    assert name not in auxnas_layers.__all__
+
+
+def test_a_name_that_never_was_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Wire'"):
+        auxnas_layers.Wire  # noqa: B018

@@ -61,8 +61,8 @@ def test_features_that_cannot_be_aligned_are_named_by_edge():
     tap = Tap("layer1", "blocks.0", aux_layout="b (h w) c")  # the class token does not fit a grid
     with pytest.raises(LayoutError) as error:
         AuxNASWrapper(Cnn(), Vit(), taps=[tap], example_inputs=IMAGES)
-    assert "'aux blocks.0' -> 'primary layer1'" in str(error.value)
-    assert "'primary layer1' -> 'aux blocks.0'" in str(error.value)
+    assert "aux 'blocks.0' -> primary 'layer1'" in str(error.value)
+    assert "primary 'layer1' -> aux 'blocks.0'" in str(error.value)
     assert "name extra tokens as in 'b 1+(h w) c'" in str(error.value)
     tap = Tap("layer1", "blocks.0", aux_layout="b 1+(h w) c")
     AuxNASWrapper(Cnn(), Vit(), taps=[tap], example_inputs=IMAGES)(IMAGES)
@@ -73,7 +73,7 @@ def test_different_numbers_of_samples_are_an_error():
     with pytest.raises(LayoutError, match="2 samples cannot meet 3|3 samples cannot meet 2"):
         AuxNASWrapper(Cnn(), Cnn(), taps=["layer1"], example_inputs=example)
     wrapper = AuxNASWrapper(Cnn(), Cnn(), taps=["layer1"], example_inputs=IMAGES)
-    with pytest.raises(LayoutError, match="'primary layer1' -> 'aux layer1': 2 samples cannot meet 3"):
+    with pytest.raises(LayoutError, match="primary 'layer1' -> aux 'layer1': 2 samples cannot meet 3"):
         wrapper(IMAGES, aux_inputs=(torch.randn(3, 3, 8, 8),))
     assert not workers()
 
@@ -82,3 +82,22 @@ def test_a_flattened_map_of_another_size_at_run_time_still_aligns():
     wrapper = AuxNASWrapper(Cnn(), Vit(), taps=[("layer1", "blocks.0")], example_inputs=IMAGES)
     wrapper(torch.randn(5, 3, 12, 12))
     assert "Flattening" in repr(AuxNASWrapper(Flattening(), Cnn(), taps=[("conv", "layer1")], example_inputs=IMAGES))
+
+
+@pytest.mark.parametrize("search", [AuxNAS(), AuxG()], ids=repr)
+def test_hooks_of_the_user_on_fusions_fire(search):
+    wrapper = AuxNASWrapper(Cnn(), Cnn(), ["layer1", "layer2"], search=search, example_inputs=torch.randn(2, 3, 8, 8))
+    seen = []
+    for role, side in wrapper.fusions.items():
+        for number, fusion in side.items():
+            fusion.register_forward_hook(lambda module, args, out, at=(role, number): seen.append((at, out.shape[1])))
+    wrapper(torch.randn(2, 3, 8, 8))
+    expected = [(("aux", "0"), 6), (("aux", "1"), 12)]
+    if search == AuxNAS():
+        expected = [(("aux", "0"), 6), (("primary", "0"), 6), (("aux", "1"), 12), (("primary", "1"), 12)]
+    assert seen == expected
+    seen.clear()
+    for gate in wrapper.gates.values():
+        gate.set_([0.0] * len(gate.closed))
+    wrapper(torch.randn(2, 3, 8, 8))
+    assert search == AuxNAS() or [at for at, _ in seen] == [("aux", "0"), ("aux", "1")]  # a share of its own is left

@@ -5,7 +5,7 @@ from helpers import PLAIN, assert_same
 from mlps import X, wrap
 from torch import nn
 
-from auxnas_layers._engine import hooked
+from auxnas_layers._torch.hooks import hooked
 
 
 def test_user_hooks_run_before_ours_and_stay():

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import Cnn
 
 from auxnas_layers import AuxNASWrapper, Inputs
-from auxnas_layers.cost import measure
+from auxnas_layers.export.cost import measure
 
 RECURRENT = [nn.LSTM, nn.GRU, nn.RNN]
 OPTIONS = [{}, {"batch_first": True}, {"bias": False}, {"bidirectional": True, "num_layers": 2}]

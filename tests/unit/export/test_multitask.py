@@ -21,10 +21,10 @@ from auxnas_layers import (
     FixedArchitecture,
     Inputs,
     LayoutError,
-    MultitaskNet,
     NDDRFusion,
-    SigmoidGate,
 )
+from auxnas_layers.export import MultitaskNet
+from auxnas_layers.search import SigmoidGate
 
 
 def test_both_networks_are_exported_with_the_kept_edges_only():
@@ -37,7 +37,8 @@ def test_both_networks_are_exported_with_the_kept_edges_only():
     assert "kept 3 edges, dropped 3" in str(wrapper.export_report)
     assert "exported == wrapper: True (largest difference 0)" in str(wrapper.export_report)
     assert "auxiliary" in str(wrapper.export_report)
-    for line in ("aux_to_primary 0 -> 0", "primary_to_aux 0 -> 1", "primary 'layer2': weights=[(12, 12)]"):
+    edges = "aux_to_primary 'layer1' -> 'layer1'", "primary_to_aux 'layer1' -> 'layer2'"
+    for line in (*edges, "primary 'layer2': weights=[(12, 12)]"):
         assert line in repr(net)
     wrapper.primary_net.layer1[0].weight.data.zero_()  # nothing is shared
     assert not torch.equal(net(IMAGES).primary, wrapper(IMAGES).primary)
@@ -147,9 +148,29 @@ def test_networks_that_change_their_inputs_are_compared_on_the_same_ones():
 
 def test_edges_without_sizes_are_not_exported():
     wrapper = make(example_inputs=None).eval()
-    with pytest.raises(LayoutError, match="the edges have not been sized yet"):
+    with pytest.raises(LayoutError, match="the edges have no size yet"):
         wrapper.export_multitask()
     wrapper(IMAGES)
     wrapper.export_multitask()
     assert wrapper.export_report.exact is None
     assert "not compared: pass example_inputs" in str(wrapper.export_report)
+
+
+@pytest.mark.parametrize("gate", [0.5, 0.0])
+def test_constants_are_in_the_state_of_an_exported_pair(gate):
+    """A state loads into a pair with the same edges, under whatever gates, and into no other."""
+
+    def exported(value):
+        wrapper = make(FixedArchitecture())
+        edges = (Edge(e.direction, e.source, e.target, value, value > 0) for e in wrapper.architecture())
+        wrapper.load_architecture(Architecture(tuple(edges)))
+        return wrapper.eval().export_multitask()
+
+    first, second = exported(1.0), exported(gate)
+    if not gate:
+        with pytest.raises(RuntimeError, match=r"gates\.aux_to_primary"):
+            second.load_state_dict(first.state_dict())
+        return
+    second.load_state_dict(first.state_dict())
+    assert_same(second(IMAGES), first(IMAGES))
+    assert second.architecture() == first.architecture()

@@ -20,7 +20,7 @@ def test_export_of_open_edges_says_what_to_do():
         "1 edge(s) into the primary",
         "search_penalty(step / total_steps)",
         "allow_open=True",
-        "0 -> 0 (open, gate 0.1)",
+        "'layer1' -> 'layer1' (open, gate 0.1)",
     ):
         assert message in str(error.value)
     assert isinstance(error.value, RuntimeError)

@@ -10,8 +10,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from auxnas_layers import Layout, LayoutError, align
-from auxnas_layers.layouts import check_alignable
+from auxnas_layers import LayoutError
+from auxnas_layers.features import Layout, align
+from auxnas_layers.features.align import check_alignable
 
 B, C = ("b",), ("c",)
 

@@ -3,6 +3,7 @@
 import random
 import sys
 from collections import OrderedDict, UserDict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,9 +14,11 @@ from helpers import loss_of, stir_
 from mlps import Mlp, X
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import Cnn
 
 from auxnas_layers import Alignment, AuxG, AuxNASWrapper, Inputs, LayoutError, Tap, TapError, list_taps, suggest_taps
+from auxnas_layers.features.undisturbed import all_same, undisturbed
 
 
 class Pair(NamedTuple):
@@ -94,9 +97,9 @@ def test_an_error_in_a_trial_call_says_what_was_called_and_how_to_write_inputs(e
     ):
         with pytest.raises((TypeError, AttributeError)) as caught:
             call()
-        note = f"auxnas_layers called {found} on trial. Example inputs are a tensor, a tuple of positional arguments"
+        note = f"auxnas_layers called {found} for a dry run. Example inputs are a tensor, a tuple of positional"
         said = caught.value.__notes__[0].replace("AuxNASWrapper(", "Sequential(")
-        assert note in said and "go to a wrapper as 'aux_inputs': (y,)" in said
+        assert note in said and "an auxiliary's own inputs are the keyword 'aux_inputs': (y,)" in said
 
 
 def test_what_a_network_adds_to_its_arguments_stays_in_the_trial():
@@ -232,10 +235,10 @@ def test_the_trial_call_tells_everything_that_the_taps_miss_at_once():
 @pytest.mark.parametrize(
     "tap, message",
     [
-        ("tokens", "primary 'tokens' gives no feature but a torch.int64 of 4 dimensions"),
-        ("count", "primary 'count' gives no feature; it returns a int with no tensor"),
+        ("tokens", "primary 'tokens' returns no feature but a torch.int64 tensor of 4 dimensions"),
+        ("count", "primary 'count' returns no feature; it returns a int with no tensor"),
         ("pair", "primary 'pair' returns several tensors (0: (2, 3, 8, 8), 1: (2, 3, 8, 8)); choose one by Tap"),
-        (Tap("pair", primary_select=7), "primary 'pair' gives no feature at 7; it returns a tuple with 0, 1"),
+        (Tap("pair", primary_select=7), "primary 'pair' returns no feature at 7; it returns a tuple with 0, 1"),
     ],
     ids=["integer", "number", "several", "missing"],
 )
@@ -249,7 +252,7 @@ def test_an_unknown_layout_is_an_error_that_says_how_to_name_it():
     with pytest.raises(LayoutError) as error:
         AuxNASWrapper(ThreeD(), ThreeD(), taps=["plain"], example_inputs=IMAGES)
     assert "primary 'plain': a feature of shape (2, 3, 64) may be 'b n c' or 'b c t'" in str(error.value)
-    assert "write Tap(..., primary_layout='b c h w')" in str(error.value)
+    assert "write the layout, as in Tap(..., primary_layout='b c h w')" in str(error.value)
     tap = Tap("plain", primary_layout="b c t", aux_layout="b c t")
     AuxNASWrapper(ThreeD(), ThreeD(), taps=[tap], example_inputs=IMAGES)(IMAGES)
 
@@ -333,7 +336,7 @@ def test_as_many_places_as_samples_are_an_error_where_time_may_be_first(middle, 
         assert (
             f"primary '{name}': a feature of shape (8, 8, {6 if name == 'before' else 5}) may be 't b c' or have its "
             "batch first, in a network with layers that take (time, batch, channels), here of 8 samples; "
-            "write Tap(..., primary_layout='b c h w') or as it is" in str(caught.value)
+            "write the layout, as in Tap(..., primary_layout='b c h w') " in str(caught.value)
         )
     taps = [Tap("middle", primary_select=0, aux_select=0)]
     if middle != "encoder":  # what such a layer itself gives out is never in doubt
@@ -358,3 +361,88 @@ def test_a_layer_that_takes_time_first_and_is_not_called_says_nothing():
     net.spare = nn.LSTM(6, 6)
     layouts = {name: seen.layout.text for name, _, seen in list_taps(net, torch.randn(4, 9, 3))}
     assert layouts["before"] == layouts["after"] == "b n c"
+
+
+class PairOf(tuple):
+    """A tuple that is made of two values and not of one sequence."""
+
+    def __new__(cls, first, second):
+        return super().__new__(cls, (first, second))
+
+
+class Shifted(tuple):
+    """A tuple whose copy is another one."""
+
+    def __new__(cls, items):
+        return super().__new__(cls, (0, *items))
+
+
+@pytest.mark.parametrize("pack", [lambda x: PairOf(x, 1), lambda x: Shifted((x, 1))], ids=["pair", "shifted"])
+def test_an_output_that_cannot_be_rebuilt_is_an_error_of_the_dry_run(pack):
+    class Block(nn.Linear):
+        def forward(self, x):
+            return pack(super().forward(x))
+
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return self[1](next(item for item in self[0](x) if isinstance(item, Tensor)))
+
+    with pytest.raises(TapError, match=r"primary '0' returns a (PairOf|Shifted), which cannot be rebuilt with another"):
+        AuxNASWrapper(*(Net(Block(4, 4), nn.Linear(4, 1)) for _ in range(2)), ["0"], example_inputs=X)
+    assert "cannot be rebuilt" in str(list_taps(Net(Block(4, 4), nn.Linear(4, 1)), X))
+
+
+def test_a_dry_run_leaves_the_random_states_of_all_accelerators_in_use(monkeypatch):
+    """Also where no network is given, as when edges are started on a GPU."""
+    forked = []
+
+    @contextmanager
+    def fork_rng(devices, **kind):
+        forked.append((devices, kind))
+        yield
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    with undisturbed():
+        pass
+    monkeypatch.setattr("auxnas_layers.features.undisturbed.accelerator_devices", lambda: [0, 1])
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    with undisturbed():
+        pass
+    assert forked == [([], {}), ([0, 1], {"device_type": "cuda"})]
+
+
+@pytest.mark.parametrize("change", ["copy_", "data", "resized", "replaced", "none"])
+def test_buffers_are_restored_by_one_comparison(change, monkeypatch):
+    net = nn.BatchNorm1d(3)
+    net.register_buffer("nan", torch.tensor([torch.nan, 1.0]))
+    net.register_buffer("flags", torch.tensor([True, False]))
+    net.register_buffer("one", torch.tensor(1.5, dtype=torch.bfloat16))
+    net.register_buffer("empty", torch.ones(0))
+    before = {name: (buffer, buffer.clone(), buffer._version) for name, buffer in net.named_buffers()}
+    with Waits() as waits, undisturbed(net):
+        if change == "copy_":
+            net.running_mean.fill_(7.0)
+        elif change == "data":
+            net.nan.data[1] = 2.0
+        elif change == "resized":
+            net.flags.data = torch.ones(5, dtype=torch.bool)
+        elif change == "replaced":
+            net.one = torch.tensor(2.0)
+    for name, buffer in net.named_buffers():
+        same, value, version = before[name]
+        assert buffer is same and buffer.shape == value.shape
+        assert all_same([(buffer, value)]) == [True], name
+        assert buffer._version == version or change == "copy_" or (change, name) == ("data", "nan")
+    assert waits.count <= 1
+
+
+class Waits(TorchDispatchMode):
+    """Counts what waits for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ in ("equal", "_local_scalar_dense", "nonzero")
+        return function(*args, **(kwargs or {}))

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from auxnas_layers import AuxNASError, Layout, LayoutError, align
-from auxnas_layers.layouts import infer_layout
+from auxnas_layers import AuxNASError, LayoutError
+from auxnas_layers.features import Layout, align
+from auxnas_layers.features.layouts import infer_layout
 
 B, C = ("b",), ("c",)
 
@@ -186,13 +187,13 @@ def test_the_layout_is_told_by_sizes_and_layers(shape, leaves, text):
 
 @pytest.mark.parametrize("leaves", [[], [nn.ReLU()], [nn.Linear(3, 9)], [nn.Conv1d(3, 9, 1), nn.Dropout()]])
 def test_three_dimensions_that_no_layer_explains_are_an_error(leaves):
-    message = "a feature of shape (2, 8, 5) may be 'b n c' or 'b c t', and no layer before it tells which"
+    message = "a feature of shape (2, 8, 5) may be 'b n c' or 'b c t', and no layer before it decides"
     with pytest.raises(LayoutError, match=f"^{re.escape(message)}$"):
         infer_layout((2, 8, 5), leaves)
 
 
 def test_frames_of_a_video_whose_channels_come_third_are_an_error():
-    with pytest.raises(LayoutError, match=r"shape \(2, 4, 8, 6, 6\) has its 8 channels at an unusual place"):
+    with pytest.raises(LayoutError, match=r"shape \(2, 4, 8, 6, 6\) has its 8 channels in an unusual dimension"):
         infer_layout((2, 4, 8, 6, 6), [nn.ReLU(), nn.Conv2d(3, 8, 1)])
 
 

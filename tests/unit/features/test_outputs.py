@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auxnas_layers import TapError
-from auxnas_layers.taps import find_feature, put_feature
+from auxnas_layers.features.outputs import find_feature, put_feature
 
 Pair = collections.namedtuple("Pair", "first second")
 
@@ -158,7 +158,7 @@ def test_tensors_that_cannot_be_fused_are_no_choice():
     assert path == ("x",) and feature is X
 
 
-FUSED = "a feature is dense and floating, (batch, ..., channels)"
+FUSED = "a feature is a dense floating-point tensor, (batch, ..., channels)"
 
 
 def choose(select):
@@ -177,24 +177,24 @@ def choose(select):
             f"returns several tensors (('a', 'b'): (2, 3), 'c': (1, 2, 3)); {choose(('a', 'b'))}",
         ),
         (Pair(X[0], [X, X]), None, f"returns several tensors ((1, 0): (2, 3), (1, 1): (2, 3)); {choose((1, 0))}"),
-        (X.long(), None, f"gives no feature but a torch.int64 of 2 dimensions; {FUSED}"),
-        ((X, X.long()), 1, f"gives no feature but a torch.int64 of 2 dimensions; {FUSED}"),
-        (X > 0, None, f"gives no feature but a torch.bool of 2 dimensions; {FUSED}"),
-        (X[0], None, f"gives no feature but a torch.float32 of 1 dimensions; {FUSED}"),
-        ({"x": X[0]}, "x", f"gives no feature but a torch.float32 of 1 dimensions; {FUSED}"),
-        (X.sum(), None, f"gives no feature but a torch.float32 of 0 dimensions; {FUSED}"),
-        (X.to_sparse(), None, f"gives no feature but a nested or sparse one; {FUSED}"),
-        ((X, 1), 1, "gives no feature at 1; it returns a tuple with 0"),
-        ((X, X), 2, "gives no feature at 2; it returns a tuple with 0, 1"),
-        ({"a": {"b": X}, "c": X}, "b", "gives no feature at 'b'; it returns a dict with ('a', 'b'), 'c'"),
-        ({"a": {"b": X}}, "a", "gives no feature at 'a'; it returns a dict with ('a', 'b')"),
-        ({"a": {"b": X}}, ("a", "c"), "gives no feature at ('a', 'c'); it returns a dict with ('a', 'b')"),
-        (Box(X), "features", "gives no feature at 'features'; it returns a Box with 'feature'"),
-        (None, None, "gives no feature; it returns a NoneType with no tensor"),
-        ((), None, "gives no feature; it returns a tuple with no tensor"),
-        (X, 0, "gives no feature at 0; it returns one tensor, so leave out the select"),
-        ({"n": 3}, "n", "gives no feature at 'n'; it returns a dict with no tensor"),
-        ((X.long(), X[0]), None, "gives no feature; it returns a tuple with 0, 1"),
+        (X.long(), None, f"returns no feature but a torch.int64 tensor of 2 dimensions; {FUSED}"),
+        ((X, X.long()), 1, f"returns no feature but a torch.int64 tensor of 2 dimensions; {FUSED}"),
+        (X > 0, None, f"returns no feature but a torch.bool tensor of 2 dimensions; {FUSED}"),
+        (X[0], None, f"returns no feature but a torch.float32 tensor of 1 dimensions; {FUSED}"),
+        ({"x": X[0]}, "x", f"returns no feature but a torch.float32 tensor of 1 dimensions; {FUSED}"),
+        (X.sum(), None, f"returns no feature but a torch.float32 tensor of 0 dimensions; {FUSED}"),
+        (X.to_sparse(), None, f"returns no feature but a nested or sparse one; {FUSED}"),
+        ((X, 1), 1, "returns no feature at 1; it returns a tuple with 0"),
+        ((X, X), 2, "returns no feature at 2; it returns a tuple with 0, 1"),
+        ({"a": {"b": X}, "c": X}, "b", "returns no feature at 'b'; it returns a dict with ('a', 'b'), 'c'"),
+        ({"a": {"b": X}}, "a", "returns no feature at 'a'; it returns a dict with ('a', 'b')"),
+        ({"a": {"b": X}}, ("a", "c"), "returns no feature at ('a', 'c'); it returns a dict with ('a', 'b')"),
+        (Box(X), "features", "returns no feature at 'features'; it returns a Box with 'feature'"),
+        (None, None, "returns no feature; it returns a NoneType with no tensor"),
+        ((), None, "returns no feature; it returns a tuple with no tensor"),
+        (X, 0, "returns no feature at 0; it returns one tensor, so leave out the select"),
+        ({"n": 3}, "n", "returns no feature at 'n'; it returns a dict with no tensor"),
+        ((X.long(), X[0]), None, "returns no feature; it returns a tuple with 0, 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -206,4 +206,4 @@ def test_outputs_without_one_feature_are_described(output, select, message):
 @pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
 def test_a_nested_tensor_is_no_feature(layout):
     nested = torch.nested.nested_tensor([X, X], layout=layout)
-    refuses(TapError, f"gives no feature but a nested or sparse one; {FUSED}", find_feature, nested, None)
+    refuses(TapError, f"returns no feature but a nested or sparse one; {FUSED}", find_feature, nested, None)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo import CASES, Case, Cnn, Recurrent, Vit
 
 from auxnas_layers import AuxNAS, AuxNASWrapper, Inputs, Tap, TapError, suggest_taps
-from auxnas_layers.suggest import TapList
+from auxnas_layers.features import TapList
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

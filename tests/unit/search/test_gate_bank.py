@@ -1,28 +1,30 @@
 """The gates of a wrapper together."""
 
+import copy
+import pickle
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from helpers import workers
 from pairs import IMAGES, make
+from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import Cnn
 
-from auxnas_layers import MTLNAS, AuxNASWrapper, RelaxedBernoulliGate, SearchError
+from auxnas_layers import MTLNAS, Architecture, AuxG, AuxNAS, AuxNASWrapper, FixedArchitecture, SearchError
+from auxnas_layers.features.outputs import features
+from auxnas_layers.search import Gate, RelaxedBernoulliGate
 
 
 def test_gates_that_are_nan_are_named():
     wrapper = AuxNASWrapper(Cnn(), Cnn(), taps=["layer1", "layer2"], example_inputs=IMAGES)
     with torch.no_grad():
         wrapper.gates["aux_to_primary"].alpha[1] = torch.nan
-    for use in (
-        lambda: wrapper(IMAGES),
-        lambda: wrapper.search_penalty(0.5),
-        wrapper.architecture,
-        wrapper.export_primary,
-    ):
+    wrapper.search_penalty(0.3)  # reads no gate, and leaves it to the next forward
+    for use in (lambda: wrapper(IMAGES), wrapper.architecture, wrapper.export_primary):
         with pytest.raises(
-            SearchError, match="gates of aux_to_primary are NaN: 0 -> 1. .*load_state_dict an earlier state"
+            SearchError, match="NaN: aux_to_primary 'layer1' -> 'layer2'. .*load_state_dict an earlier state"
         ):
             use()
     assert not workers()
@@ -37,5 +39,112 @@ def test_a_gate_that_is_nan_is_never_taken_for_closed(evaluation, training):
     wrapper = make(MTLNAS(gate=partial(RelaxedBernoulliGate, evaluation=evaluation))).train(training)
     wrapper.gates["primary_to_aux"].alpha.data[1] = torch.nan
     for use in (lambda: wrapper(IMAGES), wrapper.discretize_, wrapper.export_multitask, wrapper.architecture):
-        with pytest.raises(SearchError, match="gates of primary_to_aux are NaN: 0 -> 1"):
+        with pytest.raises(SearchError, match="gates are NaN: primary_to_aux 'layer1' -> 'layer2'"):
             use()
+
+
+# Reads of a device: on a GPU each one waits for all work before it
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operations that wait for a device: copies to the host, and numbers that are no part of such a copy."""
+
+    WAITING = "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select"
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.host = 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        if name == "_to_copy" and str((kwargs or {}).get("device", "")) == "cpu":
+            self.count += 1
+            self.host.add(result.untyped_storage().data_ptr())
+        elif name in self.WAITING and args[0].untyped_storage().data_ptr() not in self.host:
+            self.count += 1
+        return result
+
+
+def reads_of_a_step(wrapper, progress):
+    optimiser = torch.optim.SGD(wrapper.parameters(), lr=1e-3)
+    with Reads() as reads:
+        out = wrapper(IMAGES)
+        loss = sum(t.square().mean() for _, t in features(tuple(out))) + wrapper.search_penalty(progress)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return reads.count
+
+
+@pytest.mark.parametrize(
+    "search, expected",
+    [(AuxNAS(), (1, 1, 0)), (AuxG(), (0, 0, 0)), (MTLNAS(), (1, 1, 1)), (FixedArchitecture(), (0, 0, 0))],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("auxes", [1, 2])
+def test_a_step_reads_gates_once_while_they_are_searched_and_never_afterwards(search, expected, auxes):
+    nets = {name: Cnn() for name in "ab"[:auxes]}
+    taps = {name: ["layer1", "layer2"] for name in nets}
+    wrapper = AuxNASWrapper(Cnn(), nets, taps, search=search, example_inputs=IMAGES)
+    reads_of_a_step(wrapper, 0.0)
+    first, during = reads_of_a_step(wrapper, 0.0), reads_of_a_step(wrapper, 0.3)
+    reads_of_a_step(wrapper, 0.4)
+    assert (first, during, reads_of_a_step(wrapper, 0.5)) == expected
+
+
+def test_kept_and_closed_gates_are_read_once_more_and_never_again():
+    wrapper = make(MTLNAS())
+    wrapper.discretize_()
+    assert [reads_of_a_step(wrapper, 1.0) for _ in range(3)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("change", ["load", "copy", "pickle", "half", "in place", "assign"])
+def test_whoever_changes_settled_gates_makes_them_be_read_again(change):
+    """The host's copy is of no use once the gates may be others."""
+    wrapper, other = make(FixedArchitecture()), make(FixedArchitecture())
+    other.load_architecture(Architecture(tuple(replace(edge, gate=0.0, open=False) for edge in other.architecture())))
+    wrapper(IMAGES), other(IMAGES)
+    if change in ("load", "assign"):
+        wrapper.load_state_dict(other.state_dict(), assign=change == "assign")
+    elif change == "copy":
+        other = copy.deepcopy(other)
+        other.load_state_dict(wrapper.state_dict())
+        wrapper = make(FixedArchitecture())
+        wrapper.gates.load_state_dict(copy.deepcopy(make(FixedArchitecture())).gates.state_dict())
+        assert all(edge.open for edge in other.architecture()) and all(edge.open for edge in wrapper.architecture())
+        return
+    elif change == "pickle":
+        assert not any(edge.open for edge in pickle.loads(pickle.dumps(other)).architecture())
+        return
+    elif change == "half":
+        assert not any(edge.open for edge in other.half().architecture())
+        return
+    else:
+        for gate, closed in zip(wrapper.gates.values(), other.gates.values(), strict=True):
+            gate.alpha.copy_(closed.alpha)
+            gate.closed.copy_(closed.closed)
+    assert not any(edge.open for edge in wrapper.architecture())
+    assert not wrapper.gates.now()
+
+
+def test_gates_are_where_the_network_that_receives_is():
+    """Nets on the meta device stand in for networks on a GPU; gates have values, so they never follow there."""
+    wrapper = make(example_inputs=None)
+    assert {gate.alpha.device.type for gate in wrapper.gates.values()} == {"cpu"}
+    with torch.device("meta"):
+        nets = [Cnn() for _ in range(2)]
+    wrapper = AuxNASWrapper(*nets, ["layer1"], search=MTLNAS())
+    assert {gate.alpha.device.type for gate in wrapper.gates.values()} == {"cpu"}
+    moved = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("auxnas_layers.search.gate_bank.floating_parameter", lambda net: OnGpu())
+        patch.setattr(Gate, "to", lambda gate, device: moved.append(device))
+        make(example_inputs=None)
+    assert moved == ["a GPU"] * 2
+
+
+class OnGpu:
+    """A parameter on a GPU, as far as anybody asks."""
+
+    is_meta, device = False, "a GPU"

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from auxnas_layers import ClampedGate, FixedGate, Gate, RelaxedBernoulliGate, SearchError, SigmoidGate
+from auxnas_layers import SearchError
+from auxnas_layers.search import ClampedGate, FixedGate, Gate, RelaxedBernoulliGate, SigmoidGate
 
 SEARCHED = [ClampedGate, SigmoidGate]
 GATES = [*SEARCHED, FixedGate]

@@ -20,20 +20,22 @@ from auxnas_layers import (
     AuxG,
     AuxNAS,
     AuxNASWrapper,
-    ClampedGate,
     CrossStitchFusion,
     CrossTaskFusion,
     DepthLimited,
     Edge,
     FixedArchitecture,
-    FixedGate,
     SearchError,
+)
+from auxnas_layers.search import (
+    ClampedGate,
+    Direction,
+    FixedGate,
     SigmoidGate,
     entropy_penalty,
     l1_penalty,
     linear_ramp,
 )
-from auxnas_layers.search_space import Wire
 
 shares = st.floats(0, 1, width=32)
 
@@ -42,10 +44,9 @@ shares = st.floats(0, 1, width=32)
 progresses = st.floats(0, 1)
 
 
-def wires(count, inward=True):
-    """As many edges of one direction, each between taps of one level."""
-    direction = "aux_to_primary" if inward else "primary_to_aux"
-    return [Wire(direction, "aux", i, i, i) for i in range(count)]
+def edges(count, inward=True):
+    """As many edges of one direction, each between taps of one number."""
+    return [Edge(Direction("aux", inward), i, i) for i in range(count)]
 
 
 @given(progresses, progresses, st.floats(0, 0.49), st.floats(0.51, 1))
@@ -86,7 +87,7 @@ def test_the_ceiling_falls_from_one_to_exactly_zero(p, q, start, share):
         assert value == 1.0 if progress <= start else value == pytest.approx(max(0.0, (end - progress) / (end - start)))
         if progress >= end:
             assert value == 0.0
-    gates = search.make_gates(wires(2), to_primary=True)
+    gates = search.make_gates(edges(2), to_primary=True)
     search.advance_(gates, end, to_primary=True)
     assert gates.values() == [0.0, 0.0]
 
@@ -107,13 +108,13 @@ def test_the_penalty_of_auxnas_is_on_gates_into_the_primary_only(progress, value
 
 def test_auxnas_makes_gates_of_both_directions():
     search = AuxNAS()
-    inward, outward = search.make_gates(wires(3), to_primary=True), search.make_gates(wires(2), to_primary=False)
+    inward, outward = search.make_gates(edges(3), to_primary=True), search.make_gates(edges(2), to_primary=False)
     assert type(inward) is ClampedGate and inward.values() == pytest.approx([0.1] * 3)
     assert type(outward) is FixedGate and outward.values() == [1.0] * 2
     search = AuxNAS(
         aux_to_primary=SigmoidGate, aux_to_primary_start=0.75, primary_to_aux=ClampedGate, primary_to_aux_start=0.5
     )
-    inward, outward = search.make_gates(wires(3), to_primary=True), search.make_gates(wires(2), to_primary=False)
+    inward, outward = search.make_gates(edges(3), to_primary=True), search.make_gates(edges(2), to_primary=False)
     assert type(inward) is SigmoidGate and inward.values() == pytest.approx([0.75] * 3)
     assert type(outward) is ClampedGate and outward.values() == [0.5] * 2
 
@@ -121,13 +122,13 @@ def test_auxnas_makes_gates_of_both_directions():
 @given(progresses)
 def test_auxg_searches_nothing_on_the_primarys_side(progress):
     search = AuxG(primary_to_aux=ClampedGate, primary_to_aux_start=0.25)
-    assert search.choose(wires(3)) == [] and search.choose(wires(2, inward=False)) == wires(2, inward=False)
-    gates = search.make_gates(wires(2), to_primary=False)
+    assert search.choose(edges(3)) == [] and search.choose(edges(2, inward=False)) == edges(2, inward=False)
+    gates = search.make_gates(edges(2), to_primary=False)
     search.advance_(gates, progress, to_primary=False)
     assert type(gates) is ClampedGate and gates.values() == [0.25, 0.25]
     penalty = search.penalty(gates(), [1.0, 1.0], progress, to_primary=False)
     assert penalty.shape == () and penalty.item() == 0.0 and not penalty.requires_grad
-    assert not list(AuxG().make_gates(wires(2), to_primary=False).parameters())
+    assert not list(AuxG().make_gates(edges(2), to_primary=False).parameters())
 
 
 @pytest.mark.parametrize("close", [(0.4, 0.1), (0.5, 0.5), (-0.1, 0.5), (0.5, 1.1), (math.nan, 0.5), (0.5, math.nan)])
@@ -144,8 +145,8 @@ def test_a_negative_penalty_is_an_error(l1):
 def test_gates_that_cannot_start_so_are_an_error(start):
     message = f"a gate must start in (0, 1]; found start={start!r}"
     for search in (AuxNAS(primary_to_aux_start=start), AuxG(primary_to_aux_start=start)):
-        refuses(SearchError, message, search.make_gates, wires(2), to_primary=False)
-    refuses(SearchError, message, AuxNAS(aux_to_primary_start=start).make_gates, wires(2), to_primary=True)
+        refuses(SearchError, message, search.make_gates, edges(2), to_primary=False)
+    refuses(SearchError, message, AuxNAS(aux_to_primary_start=start).make_gates, edges(2), to_primary=True)
 
 
 @pytest.mark.parametrize("search", [AuxNAS, AuxG])
@@ -200,7 +201,7 @@ def test_the_entropy_penalty_drives_every_gate_to_its_nearer_end():
 
 def test_penalties_come_as_the_schedule_says():
     search = MTLNAS(entropy=3.0, entropy_ramp=(0.2, 0.6), l1=2.0)
-    gates, costs = torch.tensor([0.5, 0.25]), [0.5, 1.5]
+    gates, costs = torch.tensor([0.5, 0.25]), torch.tensor([0.5, 1.5])
     for progress, share in ((0.0, 0.0), (0.2, 0.0), (0.4, 0.5), (0.6, 1.0), (1.0, 1.0)):
         expected = 3.0 * share * entropy_penalty(gates) + 2.0 * (0.5 * 0.5 + 0.25 * 1.5) / 2
         torch.testing.assert_close(search.penalty(gates, costs, progress, to_primary=True), expected)
@@ -210,15 +211,20 @@ def test_penalties_come_as_the_schedule_says():
     assert [gate.temperature.item() for gate in wrapper.gates.values()] == [0.25, 0.25]
 
 
+def costs_of(wrapper):
+    return {direction: wrapper.gates.get_buffer(f"{direction}_costs").tolist() for direction in wrapper.gates}
+
+
 def test_costs_of_edges_are_their_operations_over_the_mean():
     """layer1 is 8 x 8 with 6 channels, layer2 4 x 4 with 12."""
     operations = [6 * 6 * 64, 12 * 6 * 16, 12 * 12 * 16]
     expected = [3 * cost / sum(operations) for cost in operations]
     wrapper = make(example_inputs=None)
-    assert wrapper._costs() == {"aux_to_primary": [1.0] * 3, "primary_to_aux": [1.0] * 3}
+    assert costs_of(wrapper) == {"aux_to_primary": [1.0] * 3, "primary_to_aux": [1.0] * 3}
     wrapper(IMAGES)
-    for costs in wrapper._costs().values():
+    for costs in costs_of(wrapper).values():
         assert costs == pytest.approx(expected)
+    assert not any("costs" in key for key in wrapper.state_dict())
     wrapper = make(MTLNAS(entropy=0.0, l1=1.0))
     weighed = l1_penalty(torch.full((3,), 0.5) * torch.tensor(expected))
     torch.testing.assert_close(wrapper.search_penalty(0.0), 2 * weighed)
@@ -231,7 +237,7 @@ def test_a_number_for_all_channels_is_multiplied_with_each(per_channel):
     wrapper = AuxNASWrapper(
         *nets, ["0", "1"], search=MTLNAS(), search_space=DepthLimited(1), fusion=fusion, example_inputs=torch.ones(2, 4)
     )
-    assert wrapper._costs()["aux_to_primary"] == pytest.approx([2 * 4 / 68, 2 * 64 / 68])
+    assert costs_of(wrapper)["aux_to_primary"] == pytest.approx([2 * 4 / 68, 2 * 64 / 68])
 
 
 def test_searching_with_the_entropy_penalty_makes_the_kept_network_the_trained_one():

@@ -1,4 +1,4 @@
-"""Search spaces: which tap may hear which."""
+"""Search spaces: from which taps a tap may receive."""
 
 import copy
 import math
@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zoo import Cnn
 
-from auxnas_layers import AuxNASWrapper, DepthLimited, Edge, EdgeMatrix, SearchError
-from auxnas_layers.search_space import Wire, as_search_space, lay_wires
+from auxnas_layers import AuxNASWrapper, DepthLimited, Edge, SearchError, Tap
+from auxnas_layers.search import Direction, EdgeMatrix
+from auxnas_layers.search.spaces import as_search_space, possible_edges
 
 
 @given(st.integers(0, 8), st.integers(1, 10), st.booleans())
@@ -23,7 +24,7 @@ def test_a_depth_limited_space_has_all_pairs_within_reach(taps, reach, inward):
     assert edges == tuple(sorted(allowed, key=lambda edge: (edge[1], edge[0])))
 
 
-def test_a_tap_hears_three_taps_by_default():
+def test_a_tap_receives_from_three_taps_by_default():
     assert DepthLimited().edges(5, to_primary=True)[-3:] == ((2, 4), (3, 4), (4, 4))
 
 
@@ -69,9 +70,9 @@ def test_a_matrix_is_copied():
     assert space.edges(2, to_primary=True) == ((0, 0), (0, 1), (1, 1))
 
 
-HEAD = "this is not a matrix of edges (row hears column):"
+HEAD = "this is not a matrix of edges (row receives from column):"
 SQUARE = "must be square, one row and one column for each tap"
-LATER = "a tap cannot hear a later one, which has not run yet:"
+LATER = "a tap cannot receive from a later one, which has not run yet:"
 BAD_MATRICES = [
     ([], SQUARE),
     ([[]], SQUARE),
@@ -89,8 +90,8 @@ BAD_MATRICES = [
     ([["x"]], "cells must be true or false; found 'x'"),
     ([[None]], "cells must be true or false; found None"),
     (torch.full((1, 1), 0.25), "cells must be true or false; found 0.25"),
-    ([[1, 1], [0, 0]], f"{LATER} tap 0 hears tap 1"),
-    (np.ones((3, 3), dtype=bool), f"{LATER} tap 0 hears tap 1, tap 0 hears tap 2, tap 1 hears tap 2"),
+    ([[1, 1], [0, 0]], f"{LATER} tap 0 from tap 1"),
+    (np.ones((3, 3), dtype=bool), f"{LATER} tap 0 from tap 1, tap 0 from tap 2, tap 1 from tap 2"),
 ]
 
 
@@ -104,7 +105,7 @@ def test_a_matrix_that_is_none_of_edges_is_an_error(matrix, problem):
 def test_all_problems_of_both_matrices_come_in_one_message():
     message = (
         f"{HEAD}\n  - aux_to_primary: cells must be true or false; found 3\n"
-        f"  - aux_to_primary: {LATER} tap 0 hears tap 1\n  - primary_to_aux: {SQUARE}"
+        f"  - aux_to_primary: {LATER} tap 0 from tap 1\n  - primary_to_aux: {SQUARE}"
     )
     refuses(SearchError, message, EdgeMatrix, [[3, 1], [0, 1]], [[1, 0]])
 
@@ -129,23 +130,17 @@ def test_a_matrix_for_another_number_of_taps_is_an_error(taps):
     )
 
 
-def test_wires_number_the_gates_of_one_direction():
+def test_the_edges_of_one_direction_have_the_names_of_their_layers():
     space = EdgeMatrix([[1, 0], [1, 0]], [[0, 0], [0, 1]])
-    wires = lay_wires(space, "depth", 2, inward=True)
-    assert wires == (Wire("depth_to_primary", "depth", 0, 0, 0), Wire("depth_to_primary", "depth", 1, 0, 1))
-    assert lay_wires(space, "depth", 2, inward=False) == (Wire("primary_to_depth", "depth", 0, 1, 1),)
+    taps = [Tap("p0", "d0"), Tap("p1", "d1")]
+    inward = possible_edges(space, Direction("depth", inward=True), taps)
+    assert inward == (Edge("depth_to_primary", 0, 0), Edge("depth_to_primary", 0, 1))
+    assert [edge.ends for edge in inward] == [("d0", "p0"), ("d0", "p1")]
+    outward = possible_edges(space, Direction("depth", inward=False), taps)
+    assert outward == (Edge("primary_to_depth", 1, 1),) and outward[0].ends == ("p1", "d1")
     assert as_search_space(space) is space
 
 
-def wires(count, inward=True):
-    """As many edges of one direction, each between taps of one level."""
-    direction = "aux_to_primary" if inward else "primary_to_aux"
-    return [Wire(direction, "aux", i, i, i) for i in range(count)]
-
-
-edges = st.builds(
-    Edge, st.text(max_size=20), st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0, 1), st.booleans()
-)
 IMAGES = torch.randn(2, 3, 8, 8)
 
 

@@ -1,0 +1,1 @@
+"""What this package needs of torch beyond its public interface: temporary hooks, thread-local state, compilation."""

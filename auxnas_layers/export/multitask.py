@@ -1,0 +1,140 @@
+"""Exporting all networks with the edges that a search has kept: `MultitaskNet`."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from auxnas_layers._engine.joint import JoinedNets
+from auxnas_layers.errors import ExportError, bullets
+from auxnas_layers.export.compare import evaluate, largest_difference
+from auxnas_layers.export.copying import copy_network
+from auxnas_layers.export.cost import cost_of, measure
+from auxnas_layers.export.report import ExportReport
+from auxnas_layers.features.inputs import Inputs
+from auxnas_layers.features.undisturbed import undisturbed
+from auxnas_layers.search.edges import Architecture, Direction, Edge
+from auxnas_layers.search.gate_bank import GateBank, OpenGates
+from auxnas_layers.search.gates import FixedGate, Gate
+
+
+class MultitaskNet(JoinedNets):
+    """Networks joined by the edges that a search has kept, under constant gates; nothing is left to search.
+
+    `AuxNASWrapper.export_multitask` makes it. It is called like the wrapper. `primary_net` and `aux_net` are copies of
+    the user's networks, of their own classes and with their own keys; `fusions` and `gates` belong to the edges.
+
+    Args:
+        joined: The networks to copy, with their fusions.
+        gates: The gate of each edge to keep, a scalar, unitless, in [0, 1].
+
+    Shape:
+        - input, output: whatever the networks take and return
+
+    Raises:
+        ExportError: If a copy is not the same network.
+
+    >>> from torch import nn
+    >>> from auxnas_layers import MTLNAS, AuxNASWrapper, NDDRFusion
+    >>> a, b = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, n)) for n in (1, 3))
+    >>> x = torch.ones(2, 4)
+    >>> wrapper = AuxNASWrapper(a, b, ["0"], search=MTLNAS(), fusion=NDDRFusion, example_inputs=x).eval()
+    >>> wrapper.discretize_()
+    >>> net = wrapper.export_multitask()
+    >>> net(x).primary.equal(wrapper(x).primary), net(x).aux.equal(wrapper(x).aux)
+    (True, True)
+    """
+
+    @torch.inference_mode(False)  # as `copy_network`: its fusions and gates are ordinary tensors, too
+    def __init__(self, joined: JoinedNets, gates: OpenGates) -> None:
+        memo: dict[int, Any] = {}
+        primary_net = copy_network(joined.primary_net, memo)
+        auxes = {aux: copy_network(net, memo) for aux, net in joined._aux_nets().items()}
+        fusions = copy.deepcopy(joined.fusions).by_layer()
+        edges = joined.gates.edges
+        super().__init__(
+            primary_net,
+            auxes,
+            joined._taps,
+            named=joined._named,
+            edges=edges,
+            make_fusion=lambda layer, _: fusions[layer],
+            make_gates=lambda direction: FixedGate(len(edges[direction])),
+        )
+        self.fusions.take_mode_(joined.fusions)
+        self._keep_(joined._taps, lambda edge: edge in gates)
+        kept = {direction: [edge for edge in side if edge in gates] for direction, side in edges.items()}
+        self.gates = GateBank(kept, lambda direction: _fixed(kept[direction], gates), self._nets())
+        self.gates.train(joined.gates.training)
+        self._layers = joined._layers
+        self.training, self.aux_net.training = joined.training, joined.aux_net.training
+
+    def architecture(self) -> Architecture:
+        """The kept edges under their constant gates, as `FixedArchitecture` takes them."""
+        return self.gates.architecture()
+
+    @override
+    def _facts(self) -> list[str]:
+        return [edge.label for side in self.gates.edges.values() for edge in side]
+
+
+def _fixed(edges: Sequence[Edge], gates: OpenGates) -> Gate:
+    """Constant gates, in the dtype of the gates that they had, and so with the same rounding."""
+    fixed = FixedGate(len(edges)).to(gates[edges[0]].dtype)
+    fixed.set_([gates[edge].item() for edge in edges])
+    return fixed
+
+
+def export_multitask(joined: JoinedNets, call: Inputs | None) -> tuple[MultitaskNet, ExportReport]:
+    """Copies of all networks with the kept edges, and the report of their export.
+
+    Args:
+        joined: The networks.
+        call: Inputs to compare outputs on; None to compare nothing.
+
+    Raises:
+        ExportError: If a searched gate is neither 0 nor 1, a copy is not the same network, or its outputs differ.
+        SearchError: If a gate is NaN.
+    """
+    architecture = joined.gates.architecture()
+    check_decided(joined.gates.by_direction(), joined.gates.edges)
+    with undisturbed(joined.gates), torch.no_grad():
+        exported = MultitaskNet(joined, joined.gates.now())
+    kept = exported.architecture().edges
+    left = {edge.key for edge in kept}
+    dropped = tuple(replace(edge, gate=0.0, open=False) for edge in architecture if edge.key not in left)
+    report = ExportReport(dropped, kept=kept)
+    if call is None:
+        return exported, report
+    difference = largest_difference(exported, call, evaluate(joined, call))
+    if difference:
+        raise ExportError(f"the exported networks differ from the wrapper's outputs by {difference:g}")
+    cost = cost_of(joined, call)
+    report = replace(report, training=cost.training, primary=cost.primary, auxiliary=cost.auxiliary)
+    return exported, replace(report, max_difference=difference, exported=measure(exported, call))
+
+
+def check_decided(gates: Mapping[Direction, Gate], edges: Mapping[Direction, Sequence[Edge]]) -> None:
+    """Refuse gates between 0 and 1, which neither keep an edge nor drop it.
+
+    Raises:
+        ExportError: With all of them.
+    """
+    undecided = [
+        f"{edge.label}, gate {value:.4g}"
+        for direction, gate in gates.items()
+        for edge, value, is_undecided in zip(edges[direction], gate.values(), gate.undecided(), strict=True)
+        if is_undecided
+    ]
+    if undecided:
+        raise ExportError(
+            bullets(
+                f"{len(undecided)} gate(s) are neither 0 nor 1, so no edge is yet kept or dropped. Call "
+                "wrapper.discretize_(), which keeps those above 1/2, and evaluate the wrapper again; gates of "
+                "MTLNAS(), which are hard in eval mode, need no such call:",
+                undecided,
+            )
+        )

@@ -1,0 +1,48 @@
+"""Exporting the primary network alone: copy, compare, report."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from auxnas_layers._engine.joint import JoinedNets
+from auxnas_layers.errors import ExportError
+from auxnas_layers.export.compare import evaluate, largest_difference
+from auxnas_layers.export.copying import copy_network
+from auxnas_layers.export.cost import cost_of, measure
+from auxnas_layers.export.report import ExportReport, check_closed
+from auxnas_layers.features.inputs import Inputs
+from auxnas_layers.features.taps import PRIMARY
+
+_CLOSE = (
+    "Call wrapper.search_penalty(step / total_steps) in every step, which under AuxNAS closes them well before the "
+    "end, or wrapper.close_aux_to_primary_() and train on; to deploy both networks there are search=MTLNAS() and "
+    "wrapper.export_multitask()"
+)
+
+
+def export_primary(joined: JoinedNets, call: Inputs | None, *, allow_open: bool) -> tuple[nn.Module, ExportReport]:
+    """A copy of the primary network, and the report of its export.
+
+    Args:
+        joined: The networks.
+        call: Inputs to compare outputs on; None to compare nothing.
+        allow_open: Whether edges into the primary that are still open may be cut.
+
+    Raises:
+        ExportError: If an edge into the primary is open, the copy is not the same network, or its outputs differ.
+        SearchError: If a gate is NaN.
+    """
+    architecture = joined.gates.architecture()
+    acting = joined.fusions.acting(joined._tapped()[PRIMARY])
+    cut = check_closed(architecture, acting, allow_open=allow_open, otherwise=_CLOSE)
+    exported = copy_network(joined.primary_net)
+    report = ExportReport(architecture.edges, cut)
+    if call is None:
+        return exported, report
+    own = joined._route_example(call)[PRIMARY]
+    difference = largest_difference(exported, own, evaluate(joined, call).primary)
+    if difference and not (cut or acting):
+        raise ExportError(f"the exported network differs from the wrapper's primary output by {difference:g}")
+    cost = cost_of(joined, call)
+    report = replace(report, training=cost.training, primary=cost.primary)
+    return exported, replace(report, max_difference=difference, exported=measure(exported, own))

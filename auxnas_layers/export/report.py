@@ -1,0 +1,89 @@
+"""The report of an export, and the check that no open edge is cut by it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from auxnas_layers.errors import ExportError, bullets
+from auxnas_layers.export.cost import Cost, cost_table
+from auxnas_layers.search.edges import Architecture, Edge
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export dropped, and the evidence that the exported network computes what the wrapper does.
+
+    Args:
+        dropped: The edges of the training graph that are gone; those into the primary first.
+        cut: The edges into the primary among them that were still open, and were cut because ``allow_open=True``.
+        kept: The edges that are still there, if both networks are exported; otherwise None.
+        max_difference: Largest absolute difference between the outputs of the exported network and of the wrapper on
+            the example inputs in eval mode, in the outputs' unit; 0.0 means bitwise equal. None: not compared, since
+            there are no inputs, or no tensors in the outputs.
+        training, primary, exported: Cost of the wrapper with all open edges, of the primary before, of the exported
+            network. None: there are no inputs.
+        auxiliary: Cost of the auxiliary networks alone, if they are exported too.
+    """
+
+    dropped: tuple[Edge, ...]
+    cut: tuple[Edge, ...] = ()
+    kept: tuple[Edge, ...] | None = None
+    max_difference: float | None = None
+    training: Cost | None = None
+    primary: Cost | None = None
+    exported: Cost | None = None
+    auxiliary: Cost | None = None
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether the outputs were bitwise equal; None if they were not compared."""
+        return None if self.max_difference is None else self.max_difference == 0.0
+
+    @override
+    def __str__(self) -> str:
+        lines = [f"dropped {len(self.dropped)} edges, {len(self.cut)} of them open and into the primary"]
+        if self.kept is not None:
+            lines = [f"kept {len(self.kept)} edges, dropped {len(self.dropped)}"]
+        if self.training and self.primary and self.exported:
+            costs = {"training graph": self.training, "primary": self.primary}
+            if self.auxiliary:
+                costs["auxiliary"] = self.auxiliary
+            compared = "no tensors in the outputs"
+            if self.max_difference is not None:
+                compared = f"largest difference {self.max_difference:g}"
+            was = "wrapper" if self.auxiliary else "primary"
+            lines += [
+                cost_table(costs | {"exported net": self.exported}),
+                f"exported == {was}: {self.exact} ({compared})",
+            ]
+        else:
+            lines.append("not compared: pass example_inputs to compare outputs and count FLOPs")
+        return "\n".join(lines)
+
+
+def check_closed(
+    architecture: Architecture, acting: Sequence[str], *, allow_open: bool, otherwise: str
+) -> tuple[Edge, ...]:
+    """The edges into the primary that are still open.
+
+    Args:
+        architecture: The edges.
+        acting: Fusions of the primary that change its features even when no edge is open, as messages name them.
+        allow_open: Whether these edges and fusions may be cut.
+        otherwise: What to do with open edges instead.
+
+    Raises:
+        ExportError: If there are any of them that may not be cut.
+    """
+    open_edges = tuple(edge for edge in architecture if edge.open and edge.direction.inward)
+    if not (open_edges or acting) or allow_open:
+        return open_edges
+    lines = []
+    if open_edges:
+        count = f"{len(open_edges)} edge(s) into the primary are still open"
+        lines.append(f"{count}, so the export would differ from what was trained. {otherwise}")
+    if acting:
+        lines.append(f"{len(acting)} fusion(s) change the primary's features even without edges")
+    lines.append("allow_open=True cuts them all the same:")
+    raise ExportError(bullets("; ".join(lines), [*map(str, open_edges), *acting]))
