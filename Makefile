@@ -9,8 +9,8 @@ BIN = $(VENV)/bin
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W error -n 2 --dist worksteal -q $(ARGS)
 
-test-all: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W error -n 2 --dist worksteal -q --all $(ARGS)
+test-all:
+	$(MAKE) test ARGS="--all $(ARGS)"
 
 test-models: $(VENV)/.models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models -n 2 -q $(ARGS)

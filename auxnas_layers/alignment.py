@@ -1,4 +1,4 @@
-"""Does this auxiliary task help? How its gradient agrees with that of the primary's loss on held-out samples."""
+"""Does an auxiliary task help? By its gradient, compared with that of the primary's loss on held-out samples."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,13 +20,13 @@ FEWEST = 10
 class Alignment:
     """Cosines between an auxiliary's gradient and that of the primary's held-out loss, in the primary's parameters.
 
-    Where the cosine is positive, a small step of the auxiliary loss also lowers the primary's loss on samples that it
-    is not trained on (gradient cosine similarity, Du et al., arXiv 1812.02224). Held out they must be: of losses that
-    are trained together the gradients come to cancel, however much the one helps the other. A single cosine is mostly
-    noise; the mean over some thirty measurements is not.
+    If the cosine is positive, a small step down the auxiliary loss also lowers the primary's loss on samples that it
+    does not train on (gradient cosine similarity, Du et al., arXiv 1812.02224). The samples must be held out: gradients
+    of losses that are trained together cancel in time, even if one task helps the other. A single cosine is mostly
+    noise; the mean of some thirty measurements is not.
 
     Args:
-        wrapper: The two networks; any other module with a `primary_net`, such as one of a head for each task, will do.
+        wrapper: The wrapper, or any other module with a `primary_net`, such as two heads on a shared backbone.
 
     >>> from auxnas_layers import AuxNASWrapper
     >>> nets = [torch.nn.Sequential(torch.nn.Linear(4, 4)) for _ in range(2)]
@@ -45,18 +45,17 @@ class Alignment:
     def measure(
         self, primary_loss: Callable[[], Tensor], aux_loss: Callable[[], Tensor | Mapping[str, Tensor]]
     ) -> None:
-        """Take one measurement, on other samples each time; between two steps, not between forward and backward.
+        """Take one measurement, on new samples each time; between two steps, not between forward and backward.
 
-        The networks' training flags count, so call it where they are as in training: with the running statistics of
-        batch norms, which lag behind, both gradients have a direction in common that is not the tasks'. Buffers,
-        random state and every ``.grad`` are afterwards as before.
+        Call it in train mode: running statistics of batch norms lag behind, which adds the same direction to both
+        gradients. Buffers, random states and every ``.grad`` are unchanged afterwards.
 
         Args:
             primary_loss: Computes the primary's loss on held-out samples.
-            aux_loss: Computes the auxiliary's loss on samples that it is trained on; of several, a mapping from names.
+            aux_loss: Computes the auxiliary's loss on training samples; with several, a mapping from names to losses.
 
         Raises:
-            SearchError: If the wrapper is in eval mode, a name is no auxiliary's, or a gradient is missing or infinite.
+            SearchError: If the wrapper is in eval mode, a name is unknown, or a gradient is missing or not finite.
         """
         if not self._wrapper.training:
             raise SearchError("the wrapper is in eval mode; measure in train mode: wrapper.train()")
@@ -77,7 +76,7 @@ class Alignment:
         return losses
 
     def _auxes(self, named: Iterable[str]) -> list[str]:
-        """The names of the auxiliaries; where the module does not tell them, those that the user names."""
+        """The names of the auxiliaries; for a module other than a wrapper, those that the user gives."""
         return list(self._wrapper._aux_nets() if isinstance(self._wrapper, JoinedNets) else named)
 
     def _direction(self, name: str, loss: Tensor) -> Tensor:
@@ -111,7 +110,7 @@ class Alignment:
     def helps(self, aux: str = "aux") -> bool:
         """Whether the mean cosine is above 0 by more than its standard error.
 
-        No stricter than that: to leave out an auxiliary that helps costs as much as to train with one that harms.
+        No stricter than that: leaving out an auxiliary that helps costs as much as training with one that harms.
 
         Raises:
             SearchError: See `evidence`.
@@ -128,10 +127,10 @@ class Alignment:
         return found
 
     def check(self) -> None:
-        """Warn, by an `AuxiliaryWarning`, of every auxiliary that is there and of which nothing says that it helps.
+        """Warn, by an `AuxiliaryWarning`, of every auxiliary of the wrapper that does not seem to help.
 
         Raises:
-            SearchError: If there are fewer than 10 measurements of one.
+            SearchError: If there are fewer than 10 measurements of one of them.
         """
         auxes = self._auxes(self.cosines)
         for name in [name for name in self.cosines if name in auxes] or ["aux"]:
@@ -151,19 +150,20 @@ class Alignment:
 
 
 def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: Tensor) -> float:
-    """Share of a held-out loss that knowing the sample takes away: 1 - loss / loss with the labels of other samples.
+    """Share of a held-out loss that the inputs explain: 1 - loss / (loss with the labels of other samples).
 
-    Tells whether an auxiliary has been learned at all. One that cannot be predicted from the inputs stays at about 0,
-    however far its training loss falls; it cannot help, and what it teaches is noise.
+    It tells whether an auxiliary has been learned at all. An auxiliary that cannot be predicted from the inputs stays
+    at about 0, however far its training loss falls; it teaches noise, and cannot help.
 
     Args:
-        loss: Of outputs and labels, scalar, not negative.
-        outputs: Of held-out samples, in eval mode.
-        labels: Of the same samples, ``(b, ...)``; each sample gets those of another, half a batch away if it can be.
+        loss: Scalar loss of outputs and labels, not negative.
+        outputs: Outputs for held-out samples, in eval mode.
+        labels: Labels of the same samples, ``(b, ...)``; each sample is compared with those of another one, half a
+            batch away if possible.
 
     Returns:
-        The share, unitless; 1 where the loss is 0 (0 where it is so with labels of others, too), below 0 where the
-        labels of others fit better.
+        The share, unitless: 1 if the loss is 0 (0 if it is also 0 with other labels), below 0 if the labels of other
+        samples fit better.
 
     Raises:
         SearchError: If there are fewer than two samples, or the loss is negative or not finite.
@@ -187,7 +187,7 @@ def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: 
 
 
 def _flat(gradient: Tensor) -> Tensor:
-    """Its numbers in a row, of complex ones both parts."""
+    """A gradient as a vector; complex numbers give both parts."""
     parts = torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
     return parts.flatten().float()
 

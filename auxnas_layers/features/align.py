@@ -199,7 +199,7 @@ def _in_proportion(length: int, axes: tuple[str, ...], hint: Mapping[str, int]) 
 
 
 def _by_stride(length: int, axes: tuple[str, ...], hint: Mapping[str, int]) -> dict[str, int] | None:
-    """Two sizes whose product is `length` and that are the hint's over a stride, or the other way round, rounded."""
+    """Two sizes whose product is `length`, and that a stride turns into the hint's, or the hint's into them."""
     if len(axes) != 2 or not all(axis in hint for axis in axes):
         return None
     wanted = hint[axes[0]], hint[axes[1]]
@@ -209,7 +209,7 @@ def _by_stride(length: int, axes: tuple[str, ...], hint: Mapping[str, int]) -> d
 
 
 def _is_strided(fine: tuple[int, int], coarse: tuple[int, int]) -> bool:
-    """Whether a stride makes the one grid of the other, with what is left over dropped or kept on both sides."""
+    """Whether a stride turns the fine grid into the coarse one, rounding down or up on both sides."""
     (a, b), most = fine, max(fine) // max(max(coarse) - 1, 1) + 1
     return any(coarse in ((a // k, b // k), (-(-a // k), -(-b // k))) for k in range(2, most + 1))
 
@@ -230,7 +230,7 @@ def _resize(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def _halved(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Average neighbours as long as this leads to the sizes; adaptive pooling on a CPU takes three times as long."""
+    """Average neighbours as long as this leads to the sizes: a third of the time of adaptive pooling on a CPU."""
     for dim, size in enumerate(sizes, start=2):
         while size > 1 and x.shape[dim] % (2 * size) == 0:
             rows = x.movedim(dim, 0)

@@ -112,7 +112,7 @@ class Examples:
         return self
 
     def add(self, role: str, inputs: Inputs, net: nn.Module) -> None:
-        """Keep the inputs of a network as it is now."""
+        """Keep the inputs of a network, for its current device and dtype."""
         self._given[role] = (inputs, *_device_and_dtype(net))
 
     def without(self, role: str) -> "Examples":
@@ -122,7 +122,7 @@ class Examples:
         return others
 
     def now(self, nets: Mapping[str, nn.Module]) -> dict[str, Inputs]:
-        """Copies for the networks as they are now; a tensor follows only from its network's own device and dtype.
+        """Copies on the networks' current devices; a tensor follows only if it had its network's own device and dtype.
 
         Raises:
             AuxNASError: If a network was on the meta device when they were given, and no longer is.
