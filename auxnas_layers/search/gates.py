@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,11 @@ class Gate(nn.Module):
     def _watched(self) -> list[Tensor]:
         """The tensors that determine settled values; load_state_dict or another process may change them."""
         return [self.closed, self.kept] if self.searched else [self.closed, self.kept, self.alpha]
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles contain: in them versions begin anew, so nothing is known of their values."""
+        return {**self.__dict__, "_known": None}
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import workers
 from pairs import IMAGES, make
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import Cnn
 
@@ -99,33 +100,34 @@ def test_kept_and_closed_gates_are_read_once_more_and_never_again():
     assert [reads_of_a_step(wrapper, 1.0) for _ in range(3)] == [1, 0, 0]
 
 
-@pytest.mark.parametrize("change", ["load", "copy", "pickle", "half", "in place", "assign"])
-def test_whoever_changes_settled_gates_makes_them_be_read_again(change):
-    """The host's copy is of no use once the gates may be others."""
-    wrapper, other = make(FixedArchitecture()), make(FixedArchitecture())
-    other.load_architecture(Architecture(tuple(replace(edge, gate=0.0, open=False) for edge in other.architecture())))
-    wrapper(IMAGES), other(IMAGES)
-    if change in ("load", "assign"):
-        wrapper.load_state_dict(other.state_dict(), assign=change == "assign")
-    elif change == "copy":
-        other = copy.deepcopy(other)
-        other.load_state_dict(wrapper.state_dict())
-        wrapper = make(FixedArchitecture())
-        wrapper.gates.load_state_dict(copy.deepcopy(make(FixedArchitecture())).gates.state_dict())
-        assert all(edge.open for edge in other.architecture()) and all(edge.open for edge in wrapper.architecture())
-        return
-    elif change == "pickle":
-        assert not any(edge.open for edge in pickle.loads(pickle.dumps(other)).architecture())
-        return
-    elif change == "half":
-        assert not any(edge.open for edge in other.half().architecture())
-        return
-    else:
-        for gate, closed in zip(wrapper.gates.values(), other.gates.values(), strict=True):
-            gate.alpha.copy_(closed.alpha)
-            gate.closed.copy_(closed.closed)
-    assert not any(edge.open for edge in wrapper.architecture())
-    assert not wrapper.gates.now()
+CHANGES = {
+    "load": lambda wrapper, state: wrapper.load_state_dict(state),
+    "assign": lambda wrapper, state: wrapper.load_state_dict(state, assign=True),
+    "in place": lambda wrapper, state: [
+        buffer.copy_(state[f"gates.{name}"]) for name, buffer in wrapper.gates.named_buffers() if "costs" not in name
+    ],
+}
+COPIES = {
+    "itself": lambda wrapper: wrapper,
+    "copy": copy.deepcopy,
+    "pickle": lambda wrapper: pickle.loads(pickle.dumps(wrapper)),
+    "average": lambda wrapper: AveragedModel(wrapper).module,
+    "half": lambda wrapper: wrapper.half(),
+}
+
+
+@pytest.mark.parametrize("search", [FixedArchitecture(), MTLNAS()], ids=repr)
+@pytest.mark.parametrize("then", COPIES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_whoever_changes_settled_gates_makes_them_be_read_again(change, then, search):
+    """The host's copy of closed gates is of no use once they are open; also in copies, whose versions begin anew."""
+    wrapper = make(search)
+    state = copy.deepcopy(wrapper.state_dict())
+    closed = (replace(edge, gate=0.0, open=False) for edge in wrapper.architecture())
+    wrapper.load_architecture(Architecture(tuple(closed)))
+    assert not wrapper.gates.now() and all(gate.settled() for gate in wrapper.gates.values())
+    CHANGES[change](wrapper, state)
+    assert all(edge.open for edge in COPIES[then](wrapper).architecture())
 
 
 def test_gates_are_where_the_network_that_receives_is():
