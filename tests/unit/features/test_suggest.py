@@ -1,6 +1,8 @@
-"""Suggested taps: stages and blocks of small networks of every shape, and what is left out."""
+"""Suggested taps: the rules on hand-written layers, then stages and blocks of small networks of every shape."""
 
+from dataclasses import replace
 from functools import partial
+from itertools import count
 
 import pytest
 import torch
@@ -11,6 +13,197 @@ from zoo import CASES, Case, Cnn, Recurrent, Vit
 
 from auxnas_layers import AuxNAS, AuxNASWrapper, Inputs, Tap, TapError, suggest_taps
 from auxnas_layers.features import TapList
+from auxnas_layers.features.dry_run import LayerInfo
+from auxnas_layers.features.layouts import Layout
+from auxnas_layers.features.parts import Part
+from auxnas_layers.features.suggest import choose
+
+
+def single(name, *shape, **fields):
+    """A layer without layers in it."""
+    return Part(name, **{"kind": "Linear", "work": 1, "good": True, "info": feature(*shape), **fields})
+
+
+def start(name):
+    """A single layer with weights, with which a run starts."""
+    return single(name, starts_run=True)
+
+
+def block(name, *shape, work=10, inside=None, kind="Block", good=True, returned=False):
+    """A block, with one single layer in it unless `inside` lists others."""
+    parts = (single(f"{name}.inner"),) if inside is None else tuple(inside)
+    return Part(name, kind, work=work, compound=True, good=good, returned=returned, info=feature(*shape), parts=parts)
+
+
+def odd(name, *shape, **fields):
+    """A block of a class of its own."""
+    return block(name, *shape, kind=name, **fields)
+
+
+def repeating(name, **fields):
+    """A block of a class of its own, with two numbered blocks in it."""
+    return odd(name, inside=[block(f"{name}.0"), block(f"{name}.1")], **fields)
+
+
+def feature(*shape):
+    layout = {2: Layout("b c"), 3: Layout("b n c"), 4: Layout("b c h w")}.get(len(shape))
+    return LayerInfo(calls=1, shape=shape or None, layout=layout)
+
+
+def chosen(*parts):
+    """The names of what is chosen in a network that calls these parts in this order."""
+    numbers = count()
+
+    def numbered(part):
+        return replace(part, parts=tuple(map(numbered, part.parts)), order=next(numbers))
+
+    return [part.name for part in choose(Part("", parts=tuple(map(numbered, parts))))]
+
+
+@pytest.mark.parametrize("work, expected", [(30, ["a", "b", "c"]), (31, ["a", "b", "c", "other"])])
+def test_three_alike_blocks_with_half_of_the_layers_are_the_network(work, expected):
+    assert chosen(block("a"), block("b"), block("c"), odd("other", work=work)) == expected
+
+
+@pytest.mark.parametrize("names, taken", [(("0", "1"), True), (("a", "b"), False), (("0", "b"), False), ("0", False)])
+def test_two_alike_blocks_are_the_network_if_both_are_numbered(names, taken):
+    inside = [f"{name}.inner" for name in names]
+    assert chosen(*map(block, names)) == (list(names) if taken else inside)
+
+
+def test_the_class_with_the_most_blocks_counts():
+    assert chosen(odd("stem"), block("a"), block("b"), block("c"), odd("neck")) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("kind", ["Block", "Other"])
+def test_three_alike_blocks_are_taken_rather_than_what_is_in_a_part_that_dominates(kind):
+    small = block("a", work=1), block("b", work=1), block("c", work=1, kind=kind)
+    assert chosen(*small, odd("big", work=17)) == (["a", "b", "c"] if kind == "Block" else ["big.inner"])
+
+
+@pytest.mark.parametrize("work, dominates", [(60, False), (61, True)])
+def test_three_parts_are_taken_unless_one_dominates(work, dominates):
+    names = ["a.inner", "b.inner", "c.inner"] if dominates else ["a", "b", "c"]
+    assert chosen(odd("a", work=work), odd("b", work=20), odd("c", work=80 - work)) == names
+
+
+def test_of_two_parts_the_contents_are_taken():
+    assert chosen(odd("a"), odd("b")) == ["a.inner", "b.inner"]
+
+
+def test_a_part_that_cannot_be_tapped_is_no_third_one_but_may_dominate():
+    assert chosen(odd("a"), odd("b"), odd("c", good=False)) == ["a.inner", "b.inner", "c.inner"]
+    parts = odd("a", work=20), odd("b", work=20), odd("c", work=20), odd("big", work=140, good=False)
+    assert chosen(*parts) == ["big.inner"]
+
+
+@pytest.mark.parametrize(
+    "count, expected", [(0, ["x", "y", "z"]), (1, ["a.0", "a.1"]), (2, ["a.0", "a.1", "b.0", "b.1"]), (3, [*"abc"])]
+)
+def test_one_or_two_parts_with_repeated_blocks_are_looked_into_and_three_are_taken(count, expected):
+    assert chosen(*map(repeating, "abc"[:count]), odd("x"), odd("y"), odd("z")) == expected
+
+
+@pytest.mark.parametrize("work, matters", [(30, True), (29, False)])
+def test_a_small_part_beside_others_is_not_looked_into(work, matters):
+    found = chosen(odd("small", work=work), odd("big", work=200 - work))
+    assert found == ["small.inner"] * matters + ["big.inner"]
+
+
+ITEMS = block("a.0"), block("a.1")
+
+
+@pytest.mark.parametrize(
+    "inside, repeats",
+    [
+        (ITEMS, True),
+        ([single("a.stem"), odd("a.body", inside=ITEMS)], True),
+        (ITEMS[:1], False),
+        ([block("a.x"), block("a.y")], False),
+        ([block("a.0"), block("a.y")], False),
+        ([single("a.0"), single("a.1")], False),
+        ([block("a.0", good=False), block("a.1", good=False)], False),
+    ],
+    ids=["two", "deeper", "one", "unnumbered", "half numbered", "single layers", "untappable"],
+)
+def test_beside_a_part_with_repeated_blocks_others_are_not_looked_into(inside, repeats):
+    assert ("other.inner" not in chosen(odd("a", inside=inside), odd("other"))) == repeats
+
+
+def test_parts_with_nothing_to_tap_inside_are_taken_themselves():
+    assert chosen(odd("a", inside=[]), odd("b", inside=[single("b.inner", good=False)])) == ["a", "b"]
+
+
+def test_blocks_whose_single_layers_are_never_called_are_taken():
+    blocks = [odd(name, work=0, inside=[]) for name in "abc"]
+    assert chosen(*blocks) == ["a", "b", "c"]
+
+
+def test_single_layers_are_taken_where_no_block_can_be():
+    assert chosen(odd("broken", good=False, inside=[]), start("a"), start("b")) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "layers, expected",
+    [
+        ([start("linear"), single("relu"), start("conv"), single("norm"), single("act")], ["relu", "act"]),
+        ([single("flatten"), single("drop"), start("linear")], ["drop", "linear"]),
+        ([start("linear"), single("relu"), single("shape", good=False)], ["relu"]),
+        ([start("lstm"), replace(start("ids"), good=False), start("linear")], ["lstm", "linear"]),
+        ([], []),
+    ],
+    ids=["activations", "before the first weights", "untappable end", "untappable run", "nothing"],
+)
+def test_of_single_layers_the_last_before_the_next_with_weights_is_taken(layers, expected):
+    assert chosen(*layers) == expected
+
+
+def test_a_single_layer_that_returns_the_output_is_left_out_but_a_block_is_not():
+    head = replace(start("head"), returned=True)
+    assert chosen(start("body"), head) == ["body"]
+    assert chosen(head) == ["head"]
+    assert chosen(*(block(f"{i}", returned=i == 2) for i in range(3))) == ["0", "1", "2"]
+
+
+MAP, TOKENS, ROW = (2, 8, 4, 4), (2, 16, 8), (2, 8)
+
+
+@pytest.mark.parametrize(
+    "shapes, left",
+    [
+        ([MAP, MAP, ROW], 2),
+        ([MAP, TOKENS, ROW], 2),
+        ([MAP, MAP, TOKENS], 3),
+        ([TOKENS, TOKENS, ROW], 2),
+        ([ROW, ROW, ROW], 3),
+        ([MAP, ROW], 2),
+    ],
+)
+def test_features_without_places_are_left_out_of_three_or_more_if_others_have_places(shapes, left):
+    assert chosen(*(block(f"{i}", *shape) for i, shape in enumerate(shapes))) == [*"012"[:left]]
+
+
+@pytest.mark.parametrize(
+    "sizes, expected",
+    [
+        ([8] * 5 + [4] * 4 + [2] * 4, [4, 8, 12]),
+        ([8] * 4 + [4] * 4 + [8] * 4 + [2], [3, 7, 11, 12]),
+        ([8] * 4 + [4] * 4 + [2] * 4, range(12)),
+        ([8] * 7 + [4] * 6, range(13)),
+        ([8] * 4 + [4] * 4 + [2] * 4 + [1] * 4, [3, 7, 11, 15]),
+    ],
+    ids=["13 of three sizes", "a size again", "12", "two sizes", "four sizes"],
+)
+def test_of_more_than_twelve_parts_the_last_of_each_resolution_is_taken(sizes, expected):
+    blocks = [block(f"{i}", 2, 8, size, size) for i, size in enumerate(sizes)]
+    assert chosen(*blocks) == [f"{i}" for i in expected]
+
+
+def test_parts_come_in_call_order_though_their_parents_may_not():
+    early, late = replace(single("a.early"), order=0), replace(single("a.late", starts_run=True), order=2)
+    a, b = odd("a", inside=[early, late]), odd("b", inside=[replace(single("b.between"), order=1)])
+    assert [part.name for part in choose(Part("", parts=(a, b)))] == ["a.early", "b.between", "a.late"]
+
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -43,7 +236,7 @@ class Stages(nn.Module):
         return self.head(self.pool(x).flatten(1))
 
 
-class Part(nn.Module):
+class Chain(nn.Module):
     """Numbered blocks, one after the other."""
 
     def __init__(self, width, blocks=2):
@@ -61,7 +254,7 @@ class Coder(nn.Sequential):
 
     def __init__(self):
         super().__init__()
-        self.encoder, self.decoder, self.head = Part(3), Part(4), nn.Conv2d(4, 2, 1)
+        self.encoder, self.decoder, self.head = Chain(3), Chain(4), nn.Conv2d(4, 2, 1)
 
 
 class Tuples(nn.Module):
@@ -152,7 +345,7 @@ ROWS = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
         (Patches, torch.randn(2, 5, 6, 4), [Tap(f"blocks.{i}", primary_select=1, aux_select=1) for i in range(3)]),
         (Hybrid, IMAGES, ["convolutions.0", "convolutions.1", "blocks.0", "blocks.1"]),
         (Sequences, IMAGES, ["stages.0", "stages.1", "stages.2"]),
-        (Recurrent, torch.randn(2, 4, 9), [Tap("lstm", primary_select=0, aux_select=0), "norm"]),
+        (Recurrent, torch.randn(2, 4, 9), ["norm"]),
     ],
     ids=[
         *["stages", "numbered stages", "encoder and decoder", "transformer", "layers", "tuples", "patches", "hybrid"],
@@ -160,11 +353,13 @@ ROWS = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
     ],
 )
 def test_stages_and_blocks_are_found(make, inputs, expected):
-    taps = suggest_taps(make(), make(), inputs)
-    if make is Recurrent:  # the norm's output is a feature; the layer before it ends a run of its own
-        assert taps[0].primary == "lstm" if isinstance(taps[0], Tap) else taps
-        return
-    assert taps == expected
+    assert suggest_taps(make(), make(), inputs) == expected
+
+
+def test_where_a_feature_is_in_an_output_is_said_for_the_network_that_needs_it():
+    tuples, rows = Tuples(), nn.Sequential(*(nn.Sequential(nn.Linear(4, 4)) for _ in range(3)), nn.Linear(4, 2))
+    assert suggest_taps(tuples, rows, ROWS) == [Tap(f"blocks.{i}", f"{i}", primary_select=1) for i in range(3)]
+    assert suggest_taps(rows, tuples, ROWS) == [Tap(f"{i}", f"blocks.{i}", aux_select=1) for i in range(3)]
 
 
 def test_pairs_go_by_relative_depth_and_end_with_the_last():
@@ -261,7 +456,7 @@ def test_keyword_inputs_and_inputs_of_ones_own():
     assert len(suggest_taps(Stages(), Vit(), IMAGES, aux_inputs=small)) == 3
 
 
-class Sequence(Part):
+class Sequence(Chain):
     def __init__(self, batch_first):
         super().__init__(4, blocks=0)
         self.blocks.extend(nn.TransformerEncoderLayer(4, 2, 8, batch_first=batch_first) for _ in range(2))
@@ -271,12 +466,12 @@ class Sequence(Part):
         return self.head(super().forward(x))
 
 
-class Listed(Part):
+class Listed(Chain):
     def forward(self, images):
         return super().forward(torch.stack(images))
 
 
-class Video(Part):
+class Video(Chain):
     def forward(self, frames):
         return super().forward(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(1)
 
