@@ -174,6 +174,16 @@ def test_it_is_not_good_where_gradients_are_off_either(mode):
         assert good(net) == ["a", "b"]
 
 
+def test_it_is_not_good_beside_features_and_outputs_without_gradients_either():
+    def run(net, x):
+        net.away(x)
+        with torch.no_grad():
+            x = net.a(x)
+        return net.b(x), x.argmax(1)
+
+    assert good(Net(run, away=linear(), a=linear(), b=linear())) == ["a", "b"]
+
+
 def test_it_is_not_good_in_a_network_of_complex_output_either():
     net = Net(lambda net, x: (net.away(x), torch.fft.fft(net.a(x)))[1], away=linear(), a=linear())
     assert good(net) == ["a"]
@@ -238,6 +248,14 @@ def test_it_is_that_of_most_inner_layers_if_none_has_that_of_the_input():
     assert good(net, FRAMES) == ["a", "b"]
 
 
+def test_a_single_inner_layer_with_the_batch_size_of_the_input_decides():
+    def run(net, x):
+        pixels = net.b(net.a(x.repeat(5, 1)))
+        return net.head(net.c(x) + pixels.view(5, 3, 4).sum(0)) + 1
+
+    assert good(Net(run, a=linear(), b=linear(), c=linear(), head=nn.Identity())) == ["c", "head"]
+
+
 def test_it_does_not_matter_in_a_network_without_tensors_or_inner_features():
     assert good(Net(lambda net, count: net.a(torch.ones(count, 4)), a=linear()), 3) == ["a"]
     assert good(Net(lambda net, count: net.b(net.a(torch.ones(count, 4))), a=linear(), b=linear()), 3) == ["a", "b"]
@@ -270,6 +288,7 @@ def test_a_feature_that_is_used_inside_alone_is_not_the_one_that_is_used():
         (lambda p, q: {"p": p, "q": q}, lambda out: out["q"], "q"),
         (lambda p, q: {"p": p, "q": (q, q + 1)}, lambda out: out["q"][1], ("q", 1)),
         (lambda p, q: (p, q), lambda out: sum(out), 0),
+        (lambda p, q: (p, [q]), lambda out: out[0] + out[1][0], 0),
         (lambda p, q: (p, q), lambda out: 0 * torch.ones(3, 4), 0),
         (lambda p, q: (p.mT, q.mT.mT), lambda out: out[0].mT + out[1], 0),
         (lambda p, q: (p[:2], q), lambda out: out[0].sum() + out[1], 1),
@@ -277,7 +296,10 @@ def test_a_feature_that_is_used_inside_alone_is_not_the_one_that_is_used():
         (lambda p, q: (q,), lambda out: out[0], None),
         (lambda p, q: (7, p.long()), lambda out: out[1].float(), None),
     ],
-    ids=["key", "path", "both", "none", "transposed", "of all samples", "neither of all", "one", "no feature"],
+    ids=[
+        *["key", "path", "both", "one deeper", "none", "transposed", "of all samples", "neither of all", "one"],
+        "no feature",
+    ],
 )
 def test_selects(pack, unpack, select):
     inner = Net(lambda net, x: pack(net.p(x), net.q(x)), p=linear(), q=linear())
