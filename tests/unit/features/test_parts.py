@@ -289,6 +289,7 @@ def test_a_feature_that_is_used_inside_alone_is_not_the_one_that_is_used():
         (lambda p, q: {"p": p, "q": (q, q + 1)}, lambda out: out["q"][1], ("q", 1)),
         (lambda p, q: (p, q), lambda out: sum(out), 0),
         (lambda p, q: (p, [q]), lambda out: out[0] + out[1][0], 0),
+        (lambda p, q: ([p, q],), lambda out: sum(out[0]), (0, 0)),
         (lambda p, q: (p, q), lambda out: 0 * torch.ones(3, 4), 0),
         (lambda p, q: (p.mT, q.mT.mT), lambda out: out[0].mT + out[1], 0),
         (lambda p, q: (p[:2], q), lambda out: out[0].sum() + out[1], 1),
@@ -297,8 +298,8 @@ def test_a_feature_that_is_used_inside_alone_is_not_the_one_that_is_used():
         (lambda p, q: (7, p.long()), lambda out: out[1].float(), None),
     ],
     ids=[
-        *["key", "path", "both", "one deeper", "none", "transposed", "of all samples", "neither of all", "one"],
-        "no feature",
+        *["key", "path", "both", "one deeper", "both deeper", "none", "transposed", "of all samples"],
+        *["neither of all", "one", "no feature"],
     ],
 )
 def test_selects(pack, unpack, select):
