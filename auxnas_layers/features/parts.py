@@ -68,7 +68,7 @@ def record(net: nn.Module, call: Inputs) -> Part:
     """Call a network twice, in eval mode, and return its layers as a tree; the network is left unchanged."""
     modules = {name: module for name, module in net.named_modules() if not isinstance(module, torch.jit.ScriptModule)}
     recorders, outputs = _recorded(net, call, modules)
-    used = _used(outputs, recorders) | set(map(id, outputs))
+    used = _used(outputs, recorders)
     batch = next((tensor.shape[0] for _, tensor in features((call.args, dict(call.kwargs))) if tensor.dim()), None)
     selects = {name: one.select(used, batch) for name, one in recorders.items() if one.called}
     found, calls = observe(net, call, [Point(name, select=select) for name, select in selects.items()])
@@ -77,7 +77,7 @@ def record(net: nn.Module, call: Inputs) -> Part:
     order, work = {name: i for i, name in enumerate(calls)}, _work(modules, calls)
 
     def is_used(name: str) -> bool:
-        return name in recorders and any(id(tensor) in used for tensor in recorders[name].found.values())
+        return any(id(tensor) in used for tensor in recorders[name].found.values())
 
     def part(name: str) -> Part:
         info = found.get(name, LayerInfo())
@@ -111,7 +111,7 @@ def _work(modules: Mapping[str, nn.Module], calls: Sequence[str]) -> dict[str, i
     for leaf in calls:
         if not any(True for _ in modules[leaf].children()):
             for end in [0] + [i for i, letter in enumerate(leaf) if letter == "."] + [len(leaf)]:
-                work[leaf[:end]] = work.get(leaf[:end], 0) + 1
+                work[leaf[:end]] += 1
     return work
 
 
@@ -168,7 +168,7 @@ class _Recorder:
         """Where the first used feature is, one of all samples if there is any; None if there is no choice."""
         paths = [path for path, tensor in self.found.items() if id(tensor) in used] or list(self.found)
         paths = [path for path in paths if batch in self.found[path].shape] or paths
-        if not self.several or not paths:
+        if not self.several:
             return None
         return paths[0][0] if len(paths[0]) == 1 else paths[0]
 
@@ -198,8 +198,8 @@ def _used(outputs: Sequence[Tensor], recorders: Mapping[str, _Recorder]) -> set[
     if not ends or not starts:
         return untold | set(map(id, starts))
     try:
-        sums = [tensor.real.sum() for tensor in ends]
-        gradients = torch.autograd.grad(sums, starts, allow_unused=True)
+        with torch.inference_mode(False), torch.enable_grad():
+            gradients = torch.autograd.grad([tensor.real.sum() for tensor in ends], starts, allow_unused=True)
     except RuntimeError:  # the network overwrites in eval mode what its gradients need
         return untold | set(map(id, starts))
     return untold | {id(one) for one, gradient in zip(starts, gradients, strict=True) if gradient is not None}

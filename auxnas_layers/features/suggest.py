@@ -117,7 +117,7 @@ def choose(net: Part) -> list[Part]:
     >>> [part.name for part in choose(Part("", parts=(*blocks, Part("head", "Linear", order=3, work=1))))]
     ['blocks.0', 'blocks.1', 'blocks.2']
     """
-    parts = sorted({part.name: part for part in _units(net)}.values(), key=lambda part: part.order)
+    parts = sorted(_units(net), key=lambda part: part.order)
     inner = [part for part in parts if part.compound or not part.returned] or parts
     if len(inner) > 2:
         least = min(max(part.rank for part in inner), _TOKENS)

@@ -164,9 +164,6 @@ def test_a_layer_whose_feature_is_thrown_away_is_not_good():
     assert good(net) == ["a", "b"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="`_used` sums the outputs without gradients then, and all count as used"
-)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_is_not_good_where_gradients_are_off_either(mode):
     net = Net(lambda net, x: (net.away(x), net.b(net.a(x)))[1], away=linear(), a=linear(), b=linear())
