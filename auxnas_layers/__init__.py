@@ -65,9 +65,10 @@ __all__ = [
     "suggest_taps",
 ]
 
+_RENAMED = {"Seen": "LayerInfo"}
 _MOVED = {
     "export": "Cost CostReport ExportReport MultitaskNet",
-    "features": "Layout TapList TapTable align",
+    "features": "LayerInfo Layout TapList TapTable align",
     "fusion": "Fusion project",
     "search": "ClampedGate EdgeMatrix FixedGate Gate RelaxedBernoulliGate Search SearchSpace SigmoidGate "
     "entropy_penalty l1_penalty linear_ramp",
@@ -76,9 +77,10 @@ _MOVED = {
 
 def __getattr__(name: str) -> Any:
     """Names of version 0.1 that now live in a package, with a warning that says where."""
+    new = _RENAMED.get(name, name)
     for package, names in _MOVED.items():
-        if name in names.split():
+        if new in names.split():
             place = f"auxnas_layers.{package}"
-            warnings.warn(f"{name} has moved: from {place} import {name}", DeprecationWarning, stacklevel=2)
-            return getattr(importlib.import_module(place), name)
+            warnings.warn(f"{name} has moved: from {place} import {new}", DeprecationWarning, stacklevel=2)
+            return getattr(importlib.import_module(place), new)
     raise AttributeError(f"module 'auxnas_layers' has no attribute {name!r}")

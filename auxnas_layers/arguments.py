@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from auxnas_layers._engine.joint import JoinedNets
 from auxnas_layers.errors import SearchError, TapError, bullets
 from auxnas_layers.features.taps import PRIMARY, Layer, Tap, TapLike, as_taps, check_names, is_callable
 from auxnas_layers.fusion.base import Fusion
@@ -112,7 +113,8 @@ def _check_kinds(nets: Sequence[Any], searches: Mapping[str, Any], fusion: Any) 
     """Refuse arguments of another kind, with what the user most likely meant."""
     if odd := [type(net).__name__ for net in nets if not isinstance(net, nn.Module)]:
         raise TapError(f"networks are torch.nn.Module, several auxiliaries a mapping from names to them; found {odd}")
-    if "aux_inputs" in inspect.signature(nets[0].forward).parameters:
+    parameters = inspect.signature(nets[0].forward).parameters
+    if "aux_inputs" in parameters and not isinstance(nets[0], JoinedNets):  # its auxiliary takes the primary's inputs
         raise TapError(
             f"{type(nets[0]).__name__}.forward has a parameter 'aux_inputs', which is the wrapper's own name for an "
             "auxiliary's arguments, so the primary network would never get it; rename it there"

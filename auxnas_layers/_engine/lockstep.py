@@ -11,7 +11,7 @@ from torch import Tensor
 
 from auxnas_layers._engine.taps import Branch, Exchange, PrimaryVisits, tapped
 from auxnas_layers._engine.workers import Worker, WorkerPool
-from auxnas_layers._torch.state import CallState, is_new_thread_state
+from auxnas_layers._torch.state import CallState, ThreadState, thread_state
 from auxnas_layers.features.taps import Layer
 
 
@@ -67,7 +67,7 @@ class _Coroutine:
         if worker is None:
             return
         if not self._ended.is_set():
-            worker.run(self._ended.set)  # ends this wait, too, if Ctrl-C came before the forward was queued
+            worker.run(lambda _: self._ended.set())  # ends this wait, too, if Ctrl-C came before the forward was queued
         while not self._ended.is_set():
             self._inbox.put((None, _Cancelled()))  # a forward may swallow the cancellation: repeat
             self._ended.wait(0.05)
@@ -92,7 +92,7 @@ class _Coroutine:
 
     # In the worker
 
-    def _main(self) -> None:
+    def _main(self, new: ThreadState) -> None:
         result: tuple[Any, BaseException | None] | None
         try:
             with self._state.installed():
@@ -101,7 +101,7 @@ class _Coroutine:
             result = None  # nobody waits for it
         except BaseException as error:
             result = None, error
-        self._reusable = is_new_thread_state()  # a network may have changed its thread's state for good
+        self._reusable = thread_state() == new  # a network may have changed its thread's state for good
         self._ended.set()
         if result is not None:
             self._outbox.put(result)
@@ -116,7 +116,10 @@ class _Coroutine:
             fused: Tensor
             fused, error = self._inbox.get()
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # whose traceback refers to this frame
             return fused
 
         with tapped(self._branch, self._state, stop):

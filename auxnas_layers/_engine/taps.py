@@ -135,7 +135,7 @@ class _Taps:
     def __init__(self, role: str, state: CallState, reach: Reach) -> None:
         self.role, self.state, self.reach = role, state, reach
         # Thread objects, not idents, which are recycled. A call in another thread is somebody else's forward.
-        self.thread = threading.current_thread()
+        self.thread: threading.Thread | None = threading.current_thread()
         self.failure: BaseException | None = None
 
     def at(self, point: Point, module: nn.Module, output: Any) -> Any:
@@ -195,4 +195,4 @@ def tapped(branch: Branch, state: CallState, reach: Reach) -> Iterator[None]:
         if taps.failure:  # the network has swallowed it
             raise taps.failure
     finally:
-        taps.failure = None
+        taps.thread = taps.failure = None  # a hook that Ctrl-C has left does nothing

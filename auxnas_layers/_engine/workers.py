@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
-Task = Callable[[], None]
+from auxnas_layers._torch.state import ThreadState, thread_state
+
+Task = Callable[[ThreadState], None]
+"""Is called with the state of a new thread."""
 
 
 class Worker:
@@ -36,8 +39,9 @@ class Worker:
 
 
 def _work(tasks: "queue.SimpleQueue[Task | None]") -> None:
+    new = thread_state()
     while (task := tasks.get()) is not None:
-        task()
+        task(new)
         del task  # what it holds, networks and features, must not live until the next one
 
 

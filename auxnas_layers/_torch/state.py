@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, overrides
 from torch.utils import _python_dispatch as dispatch
 
+_c: Any = torch._C
 _autograd: Any = torch._C._autograd
 _functorch: Any = torch._C._functorch
 _overrides: Any = overrides
@@ -137,15 +138,23 @@ class CallState:
             yield
 
 
-def is_new_thread_state() -> bool:
-    """Whether this thread's state is that of a new thread: a network may have set some of it for good."""
+ThreadState = tuple[Any, ...]
+
+
+def thread_state() -> ThreadState:
+    """What a network may change for good in its thread."""
     return (
-        torch.is_grad_enabled()
-        and not torch.is_inference_mode_enabled()
-        and not any(torch.is_autocast_enabled(device) for device in _device_types())
-        and not (_overrides._get_current_function_mode_stack() or dispatch_modes())
-        and saved_tensor_hooks() is None
-        and not is_transforming()
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        [_autocast_state(device) for device in _device_types()],
+        _overrides._get_current_function_mode_stack(),
+        dispatch_modes(),
+        saved_tensor_hooks(),
+        _autograd._saved_tensors_hooks_is_enabled(),
+        is_transforming(),
+        _c._is_multithreading_enabled(),
+        _c._is_fwd_grad_enabled(),
+        _c._get_torch_function_state(),
     )
 
 

@@ -15,7 +15,10 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 class _CopyingResults(TorchFunctionMode):
-    """Lets deepcopy copy tensors that belong to a graph, which it refuses: a network may keep what it computed."""
+    """Lets deepcopy copy tensors that belong to a graph, which it refuses: a network may keep what it computed.
+
+    Not what such a tensor itself has for attributes: torch leaves the mode where it copies those.
+    """
 
     @override
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

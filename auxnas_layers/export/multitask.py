@@ -1,6 +1,5 @@
 """Exporting all networks with the edges that a search has kept: `MultitaskNet`."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from typing_extensions import override
 
 from auxnas_layers._engine.joint import JoinedNets
+from auxnas_layers._torch.state import numbers
 from auxnas_layers.errors import ExportError, bullets
 from auxnas_layers.export.compare import evaluate, largest_difference
 from auxnas_layers.export.copying import copy_network
@@ -53,7 +53,7 @@ class MultitaskNet(JoinedNets):
         memo: dict[int, Any] = {}
         primary_net = copy_network(joined.primary_net, memo)
         auxes = {aux: copy_network(net, memo) for aux, net in joined._aux_nets().items()}
-        fusions = copy.deepcopy(joined.fusions).by_layer()
+        fusions = copy_network(joined.fusions, memo).by_layer()
         edges = joined.gates.edges
         super().__init__(
             primary_net,
@@ -83,8 +83,9 @@ class MultitaskNet(JoinedNets):
 
 def _fixed(edges: Sequence[Edge], gates: OpenGates) -> Gate:
     """Constant gates, in the dtype of the gates that they had, and so with the same rounding."""
-    fixed = FixedGate(len(edges)).to(gates[edges[0]].dtype)
-    fixed.set_([gates[edge].item() for edge in edges])
+    values = torch.stack([gates[edge] for edge in edges])
+    fixed = FixedGate(len(edges)).to(values.dtype)
+    fixed.set_(numbers(values))
     return fixed
 
 

@@ -69,8 +69,9 @@ def _restore_buffers_(slots: Sequence[Slot], saved: Sequence[tuple[Tensor, Tenso
     for module, name, buffer in slots:
         module._buffers[name] = buffer
     for (buffer, value, before), equal in zip(saved, all_same([(b, v) for b, v, _ in saved]), strict=True):
-        if equal is None:  # no values to compare
-            equal = version(buffer) == before
+        if equal is None:
+            has_values = buffer.layout is torch.strided and not buffer.is_meta
+            equal = same(buffer, value) if has_values else version(buffer) == before
         if buffer.shape != value.shape:
             buffer.data = value  # it was resized in place, as observers for quantisation are at their first call
         elif not equal:
@@ -78,7 +79,7 @@ def _restore_buffers_(slots: Sequence[Slot], saved: Sequence[tuple[Tensor, Tenso
 
 
 def all_same(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[bool | None]:
-    """Which pairs of tensors have the same bits; None where that cannot be told.
+    """Which pairs of tensors have the same bits; None where their bits cannot be compared.
 
     One wait for each device, not one for each pair. By value, since torch does not count changes through ``.data``.
 
@@ -99,25 +100,32 @@ def all_same(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[bool | None]:
 
 def _alike(a: Tensor, b: Tensor) -> bool | None:
     """Whether two tensors can be compared by their bits."""
-    if a.is_meta or a.layout is not torch.strided or a.is_quantized or a.is_conj() or a.is_neg():
+    plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (a, b))  # no tensors of tensors, as DTensor is
+    if not plain or a.is_meta or a.layout is not torch.strided or a.is_quantized or a.is_conj() or a.is_neg():
         return None
     return a.shape == b.shape and a.dtype == b.dtype and a.layout == b.layout and a.device == b.device
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
+    # A view as bytes needs a last stride of 1, which contiguous() leaves at 2 for a single element.
+    return tensor.detach().flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values of a state_dict are equal bit for bit, NaN included.
+    """Whether two values of a state_dict are equal: tensors bit for bit, others by their type.
 
     >>> same(torch.tensor([1.0, torch.nan]), torch.tensor([1.0, torch.nan]))
     True
     """
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return type(a) is type(b)
+    (equal,) = all_same([(a, b)])
+    if equal is not None:
+        return equal
     if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
         return False
+    if a.is_meta or b.is_meta:
+        return a.is_meta and b.is_meta
     if a.layout is not torch.strided:
-        a, b = a.to_dense(), b.to_dense()
+        return same(a.to_dense(), b.to_dense())
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())

@@ -12,7 +12,7 @@ from auxnas_layers._torch.state import numbers
 from auxnas_layers.errors import SearchError, bullets
 from auxnas_layers.features.inputs import floating_parameter
 from auxnas_layers.search.edges import Architecture, Direction, Edge
-from auxnas_layers.search.gates import Gate
+from auxnas_layers.search.gates import Gate, Stamp
 from auxnas_layers.search.searches import Search
 
 OpenGates = Mapping[Edge, Tensor]
@@ -41,7 +41,7 @@ class GateBank(nn.ModuleDict):
             like = floating_parameter(nets[direction.target])
             if like is not None and not like.is_meta:  # where gates would have no values
                 gate.to(like.device)
-            self.register_buffer(_costs(direction), torch.ones_like(gate.alpha, requires_grad=False), persistent=False)
+        self.set_costs_({direction: [1.0] * len(side) for direction, side in self.edges.items()})
 
     def by_direction(self) -> dict[Direction, Gate]:
         """The gates of each direction."""
@@ -55,14 +55,11 @@ class GateBank(nn.ModuleDict):
         Raises:
             SearchError: If a gate is NaN.
         """
-        drawn = {}
-        for direction, gate in self.by_direction().items():
-            settled = gate.settled()
-            if settled is None and self.training and gate.searched:
+        for gate in self.by_direction().values():
+            if self.training and gate.searched and gate.settled() is None:
                 gate.settle_()
-            if settled is None or any(settled):
-                drawn[direction] = gate()
-        return self._open(drawn)
+        # Closed ones, too: random gates draw the same numbers whatever the host knows, as after a resume.
+        return self._open({direction: gate() for direction, gate in self.by_direction().items()})
 
     def soft(self) -> OpenGates:
         """The same with deterministic gate values: every edge that may be open in training.
@@ -92,19 +89,15 @@ class GateBank(nn.ModuleDict):
 
     def _read(self, gates: Mapping[Direction, Tensor]) -> dict[Direction, list[float]]:
         """These gates as numbers, by one copy of all that the host does not know."""
-        found, unknown = {}, []
-        for direction in gates:
-            settled = self.by_direction()[direction].settled()
-            if settled is None:
-                unknown.append(direction)
-            else:
-                found[direction] = settled
-        if unknown:
+        settled = {direction: self.by_direction()[direction].settled() for direction in gates}
+        found = {direction: list(values) for direction, values in settled.items() if values is not None}
+        if unknown := [direction for direction in gates if direction not in found]:
+            stamps = [self.by_direction()[direction].stamp() for direction in unknown]
             rows = [self._rows(direction, gates[direction]) for direction in unknown]
             host = numbers(torch.cat([row.to(rows[0].device) for row in rows]))
-            for direction in unknown:
+            for direction, stamp in zip(unknown, stamps, strict=True):
                 count = 3 * len(self.edges[direction])
-                found[direction], host = self._note(direction, host[:count]), host[count:]
+                found[direction], host = self._note(direction, host[:count], stamp), host[count:]
         return {direction: found[direction] for direction in gates}
 
     def _rows(self, direction: Direction, gates: Tensor) -> Tensor:
@@ -112,7 +105,7 @@ class GateBank(nn.ModuleDict):
         gate = self.by_direction()[direction]
         return torch.stack([gates.detach(), gate.closed.to(gates.dtype), gate.kept.to(gates.dtype)]).flatten()
 
-    def _note(self, direction: Direction, host: Sequence[float]) -> list[float]:
+    def _note(self, direction: Direction, host: Sequence[float], stamp: Stamp) -> list[float]:
         """Let the gates of a direction know which of them are settled, and return their values."""
         gate, count = self.by_direction()[direction], len(self.edges[direction])
         values, closed, kept = host[:count], host[count : 2 * count], host[2 * count :]
@@ -122,8 +115,8 @@ class GateBank(nn.ModuleDict):
                 f"these gates are NaN: {edges}. A loss or its gradient was not finite: check the losses, "
                 "lower the learning rate of arch_parameters(), and load_state_dict an earlier state of the wrapper"
             )
-        if not gate.searched or all(a or b for a, b in zip(closed, kept, strict=True)):
-            gate.note_settled(values)
+        if gate.is_constant or (gate.searched and all(a or b for a, b in zip(closed, kept, strict=True))):
+            gate.note_settled(values, stamp)
         return list(values)
 
     def architecture(self, aux: str | None = None) -> Architecture:
@@ -149,12 +142,11 @@ class GateBank(nn.ModuleDict):
             search = searches[direction.aux]
             search.advance_(gate, progress, to_primary=direction.inward)
             soft = gate.soft()
-            if dist.is_available() and dist.is_initialized() and not any(gate.settled() or [1.0]):
+            if dist.is_available() and dist.is_initialized() and not any(self._read({direction: soft})[direction]):
                 # No forward uses gates that are all closed: DistributedDataParallel has them ready already, as unused,
                 # and refuses a second gradient.
                 soft = soft.detach().requires_grad_(soft.requires_grad)
-            costs = cast(Tensor, getattr(self, _costs(direction)))
-            terms.append(search.penalty(soft, costs, progress, to_primary=direction.inward))
+            terms.append(search.penalty(soft, self.costs(direction), progress, to_primary=direction.inward))
             terms.append(0 * soft.sum())  # gates that nothing uses get zeros for gradients, as gradient scalers need
         tensors = [torch.as_tensor(term) for term in terms]
         device = next((gate.alpha.device for gate in self.by_direction().values()), None)
@@ -164,9 +156,16 @@ class GateBank(nn.ModuleDict):
         """Set the cost of every edge: its operations over the mean of all edges."""
         every = [cost for side in operations.values() for cost in side]
         mean = sum(every) / len(every) if any(every) else 1.0
-        for direction, side in operations.items():
-            costs = cast(Tensor, getattr(self, _costs(direction)))
-            costs.copy_(torch.tensor([cost / mean for cost in side], dtype=costs.dtype))
+        self._costs = {direction: [cost / mean for cost in side] for direction, side in operations.items()}
+        self._cost_tensors: dict[Direction, Tensor] = {}  # no buffers, whose values to_empty would lose
+
+    def costs(self, direction: Direction) -> Tensor:
+        """The cost of each edge of a direction, in the dtype and on the device of its gates; a tensor that is kept."""
+        like, kept = self.by_direction()[direction].alpha, self._cost_tensors.get(direction)
+        if kept is None or (kept.dtype, kept.device) != (like.dtype, like.device):
+            kept = torch.tensor(self._costs[direction], dtype=like.dtype, device=like.device)
+            self._cost_tensors[direction] = kept
+        return kept
 
     def discretize_(self) -> None:
         """Decide all searched gates for good.
@@ -204,9 +203,3 @@ class GateBank(nn.ModuleDict):
         """Drop the gates of one auxiliary."""
         for direction in [direction for direction in self.edges if direction.aux == aux]:
             del self.edges[direction], self[direction]
-            delattr(self, _costs(direction))
-
-
-def _costs(direction: Direction) -> str:
-    """Name of the buffer with the costs of a direction's edges."""
-    return f"{direction}_costs"

@@ -3,16 +3,19 @@
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
+from weakref import ref
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 from typing_extensions import Self, override
 
-from auxnas_layers._torch.state import numbers, version
+from auxnas_layers._torch.state import is_transforming, numbers, version
 from auxnas_layers.errors import SearchError
 
 Evaluation = Literal["soft", "hard", "stochastic"]
+Stamp = list[tuple["ref[Tensor]", int]]
 
 
 class Gate(nn.Module):
@@ -50,7 +53,7 @@ class Gate(nn.Module):
             self.register_buffer("alpha", alpha)
         self.register_buffer("closed", torch.zeros(edges, dtype=torch.bool))
         self.register_buffer("kept", torch.zeros(edges, dtype=torch.bool))
-        self._known: tuple[list[Tensor], list[int], list[float]] | None = None
+        self._known: tuple[Stamp, tuple[float, ...]] | None = None
 
     # What a subclass says
 
@@ -62,9 +65,10 @@ class Gate(nn.Module):
         """Parameter of a gate from its value."""
         raise NotImplementedError  # abstract: an identity would make gates that nothing bounds
 
-    def unsquash_number(self, value: float) -> float:
-        """The same for a single number, without a tensor on the gate's device."""
-        return float(self.unsquash(torch.tensor(value, dtype=self.alpha.dtype, device="cpu")))
+    def highest(self, ceiling: float) -> float | Tensor:
+        """Parameter under a ceiling: a number if it is the same for all edges, which no device has to wait for."""
+        found = self.unsquash(torch.tensor(ceiling, dtype=self.alpha.dtype, device="cpu"))
+        return found.item() if found.numel() == 1 else found
 
     def draw(self, alpha: Tensor) -> Tensor:
         """Gate values for one forward pass; the deterministic ones, unless a subclass draws them."""
@@ -95,33 +99,57 @@ class Gate(nn.Module):
     @torch.no_grad()
     def values(self) -> list[float]:
         """The deterministic values as plain numbers: exactly 0.0 if closed, NaN if training has diverged."""
-        return self.settled() or numbers(self.soft())
+        return list(self.settled() or numbers(self.soft()))
 
     @torch.no_grad()
     def undecided(self) -> list[bool]:
         """Searched gates still strictly between 0 and 1 in eval mode."""
         return [self.searched and value not in (0, 1) for value in self.values()]
 
-    # What the host knows, so that nobody need wait for a device
+    # What the host knows, so that it need not wait for a device
 
-    def settled(self) -> list[float] | None:
-        """The values, if every gate is closed, kept or fixed and the host knows it; reads no device."""
+    def settled(self) -> tuple[float, ...] | None:
+        """The values, if every gate is closed, kept or constant and the host knows it; reads no device."""
         if self._known is None:
             return None
-        tensors, versions, values = self._known
-        now = self._watched()
-        unchanged = all(a is b for a, b in zip(tensors, now, strict=True)) and versions == [version(t) for t in now]
-        return values if unchanged else None
+        stamp, values = self._known
+        return values if stamp == self.stamp() and self._agrees(values) else None
 
-    def note_settled(self, values: Sequence[float]) -> None:
-        """Let the host know the values, all of gates that are closed, kept or fixed."""
-        watched = self._watched()
-        if not any(tensor.is_inference() for tensor in watched):  # torch does not count their changes
-            self._known = watched, [version(tensor) for tensor in watched], list(values)
+    def note_settled(self, values: Sequence[float], stamp: "Stamp | None" = None) -> None:
+        """Let the host know the values, all of gates that are closed, kept or constant.
+
+        Args:
+            values: The values.
+            stamp: What `stamp` returned before they were read; now, by default.
+        """
+        if not any(tensor.is_inference() for tensor in self._watched()):  # torch does not count their changes
+            self._known = stamp or self.stamp(), tuple(values)
+
+    def stamp(self) -> "Stamp":
+        """Which tensors the settled values come from, and how often each was changed."""
+        return [(ref(tensor), version(tensor)) for tensor in self._watched()]
 
     def _watched(self) -> list[Tensor]:
-        """The tensors that determine settled values; load_state_dict or another process may change them."""
         return [self.closed, self.kept] if self.searched else [self.closed, self.kept, self.alpha]
+
+    def _agrees(self, values: Sequence[float]) -> bool:
+        """Whether the values still hold, as far as that can be told without waiting.
+
+        Torch counts no changes through ``.data`` and by collectives. On a CPU the values themselves are at hand. On a
+        GPU they are taken for changed wherever several processes exchange buffers.
+        """
+        tensor = self.closed if self.searched else self.alpha
+        if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter) or is_transforming():
+            return True
+        if tensor.device.type != "cpu":
+            return not (dist.is_available() and dist.is_initialized())
+        expected = [value == 0 for value in values] if self.searched else list(values)
+        return bool(tensor.tolist() == expected)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every forward pass has the same gates."""
+        return not self.searched and type(self).draw is Gate.draw
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -146,8 +174,11 @@ class Gate(nn.Module):
         if known is not None and all(value <= ceiling for value in known):
             return
         # Through .data: a backward pass that is still to come may have saved alpha, and autograd would refuse it.
-        highest = self.unsquash_number(ceiling)
-        self.alpha.data.masked_fill_(self.kept, highest).clamp_(max=highest)
+        alpha, highest = self.alpha.data, self.highest(ceiling)
+        if isinstance(highest, float):
+            alpha.masked_fill_(self.kept, highest).clamp_(max=highest)
+        else:
+            alpha.copy_(torch.where(self.kept, highest, torch.minimum(alpha, highest)))
         if ceiling > 0:
             self.closed.logical_or_(self.squash(self.alpha) == 0)
         else:
@@ -181,7 +212,7 @@ class Gate(nn.Module):
         self.alpha.copy_(self.unsquash(value))
         self.closed.copy_(value == 0)
         self.kept.copy_((value == 1) & (self.squash(self.alpha) != 1))
-        if not self.searched or not any(values):
+        if self.is_constant or not any(values):
             self.note_settled(host.tolist())
 
     @override
@@ -215,14 +246,14 @@ class ClampedGate(Gate):
         return value
 
     @override
-    def unsquash_number(self, value: float) -> float:
-        """The value itself."""
-        return value
+    def highest(self, ceiling: float) -> float:
+        """The ceiling itself."""
+        return ceiling
 
     @override
     @torch.no_grad()
     def settle_(self, ceiling: float = 1.0) -> None:
-        """As for every gate; and alpha returns into [0, 1], where its gradient does not vanish."""
+        """As for every gate; and where it is not closed, alpha returns to where its gradient does not vanish."""
         super().settle_(ceiling)
         if self.settled() is None:
             self.alpha.data.clamp_(min=0.0)
@@ -269,10 +300,10 @@ class SigmoidGate(Gate):
         return value.logit(eps=_margin(value.dtype))
 
     @override
-    def unsquash_number(self, value: float) -> float:
-        """The same for a number."""
+    def highest(self, ceiling: float) -> float:
+        """The logit of the ceiling."""
         margin = _margin(self.alpha.dtype)
-        inside = min(max(value, margin), 1 - margin)
+        inside = min(max(ceiling, margin), 1 - margin)
         return math.log(inside / (1 - inside))
 
     @override
@@ -347,12 +378,13 @@ class FixedGate(Gate):
 
     def __init__(self, edges: int, start: float = 1.0) -> None:
         super().__init__(edges, start)
-        self.note_settled([start] * edges)
+        if self.is_constant:
+            self.note_settled(torch.full((edges,), start, dtype=self.alpha.dtype, device="cpu").tolist())
 
     @override
-    def unsquash_number(self, value: float) -> float:
-        """The value itself."""
-        return value
+    def highest(self, ceiling: float) -> float:
+        """The ceiling itself."""
+        return ceiling
 
     @override
     def squash(self, alpha: Tensor) -> Tensor:

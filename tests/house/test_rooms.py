@@ -123,6 +123,9 @@ def test_private_names_of_torch_that_the_engine_uses_are_what_it_takes_them_for(
         assert callable(getattr(_python_dispatch, name)), name
     for name in ("get_dynamic_layer_stack_depth", "pop_dynamic_layer_stack", "push_dynamic_layer_stack"):
         assert callable(getattr(torch._C._functorch, name)), name
+    for name in ("_is_multithreading_enabled", "_is_fwd_grad_enabled", "_get_torch_function_state"):
+        assert callable(getattr(torch._C, name)), name
+    assert torch._C._autograd._saved_tensors_hooks_is_enabled()
     assert torch._C._get_tracing_state() is None
     top = torch._C._autograd._top_saved_tensors_default_hooks
     assert top(True) is None

@@ -170,3 +170,9 @@ def test_a_primary_with_a_parameter_of_the_wrappers_own_name_is_refused():
     assert_unchanged(primary, before[0])
     assert_unchanged(aux, before[1])
     AuxNASWrapper(aux, primary, ["layer1"], example_inputs=IMAGES)  # an auxiliary gets its own as Inputs
+
+
+def test_a_wrapper_may_be_the_primary_of_another_one():
+    inner = AuxNASWrapper(Cnn(), Cnn(), ["layer1"], search=AuxG(), example_inputs=IMAGES)
+    taps = [("primary_net.layer1", "layer1")]
+    assert AuxNASWrapper(inner, Cnn(), taps, example_inputs=IMAGES)(IMAGES).primary.aux.shape == (2, 2, 4, 4)

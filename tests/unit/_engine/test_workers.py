@@ -249,6 +249,9 @@ LEFT = {
     "function mode": lambda: BaseTorchFunctionMode().__enter__(),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16).__enter__(),
     "hooks": lambda: torch.autograd.graph.save_on_cpu().__enter__(),
+    "no hooks": lambda: torch._C._autograd._saved_tensors_hooks_disable("none here"),
+    "forward gradients": lambda: torch._C._set_fwd_grad_enabled(False),
+    "threads of the backward": lambda: torch.autograd.set_multithreading_enabled(False),
 }
 
 

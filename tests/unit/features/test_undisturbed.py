@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from auxnas_layers import Alignment, AuxG, AuxNASWrapper, list_taps, suggest_taps
-from auxnas_layers.features.undisturbed import all_same, undisturbed
+from auxnas_layers.features.undisturbed import all_same, same, undisturbed
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
@@ -133,3 +133,39 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.count += function.overloadpacket.__name__ in ("equal", "_local_scalar_dense", "nonzero")
         return function(*args, **(kwargs or {}))
+
+
+STRIDED = {
+    "expanded": lambda: torch.ones(1).expand(8),
+    "expanded rows": lambda: torch.ones(3, 1).expand(3, 4),
+    "real part": lambda: torch.ones(3, dtype=torch.complex64).real,
+    "column": lambda: torch.ones(4, 3)[:, 0],
+    "one element": lambda: torch.ones(4)[::2][:1],
+    "conjugate": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    "subclass": lambda: torch.ones(3).as_subclass(OfTheUser),
+    "bfloat16": lambda: torch.ones(3, dtype=torch.bfloat16),
+    "float8": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+}
+
+
+class OfTheUser(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("kind", STRIDED)
+def test_buffers_of_every_stride_and_kind_are_restored_and_exported(kind):
+    net = Mlp()
+    net.register_buffer("table", STRIDED[kind]())
+    wrapper = AuxNASWrapper(net, Mlp(), ["a"], search=AuxG(), example_inputs=X)
+    assert all_same([(net.table, net.table)]) == [None if kind in ("conjugate", "subclass") else True]
+    if kind != "subclass":  # which torch does not copy
+        assert same(wrapper.export_primary().table, net.table) and wrapper.export_report.exact
+
+
+def test_equal_means_the_same_bits():
+    assert not same(torch.tensor([0.0]), torch.tensor([-0.0])) and same(
+        torch.tensor([torch.nan]), torch.tensor([torch.nan])
+    )
+    assert same(torch.ones(2, device="meta"), torch.ones(2, device="meta")) and not same(
+        torch.ones(1), torch.ones(1).double()
+    )

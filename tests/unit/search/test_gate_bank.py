@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import workers
 from pairs import IMAGES, make
 from torch.optim.swa_utils import AveragedModel
@@ -15,7 +16,7 @@ from zoo import Cnn
 
 from auxnas_layers import MTLNAS, Architecture, AuxG, AuxNAS, AuxNASWrapper, FixedArchitecture, SearchError
 from auxnas_layers.features.outputs import features
-from auxnas_layers.search import Gate, RelaxedBernoulliGate
+from auxnas_layers.search import ClampedGate, FixedGate, Gate, RelaxedBernoulliGate
 
 
 def test_gates_that_are_nan_are_named():
@@ -150,3 +151,101 @@ class OnGpu:
     """A parameter on a GPU, as far as anybody asks."""
 
     is_meta, device = False, "a GPU"
+
+
+# What the host may not believe
+
+
+def closed_and_forwarded(search=None):
+    wrapper = make(search or MTLNAS())
+    wrapper.load_architecture(Architecture(tuple(replace(e, gate=0.0, open=False) for e in wrapper.architecture())))
+    wrapper(IMAGES)
+    return wrapper
+
+
+@pytest.mark.parametrize("search", [FixedArchitecture(), MTLNAS()], ids=repr)
+def test_changes_that_torch_does_not_count_are_seen_on_a_cpu(search):
+    """As averages by hand and broadcasts of buffers make them."""
+    wrapper, open_ = closed_and_forwarded(search), make(search)
+    for gate, other in zip(wrapper.gates.values(), open_.gates.values(), strict=True):
+        for name in ("alpha", "closed", "kept"):
+            getattr(gate, name).data.copy_(getattr(other, name).data)
+    assert all(edge.open for edge in wrapper.architecture()) and len(wrapper.gates.now()) == 6
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_on_a_gpu_values_are_believed_unless_processes_exchange_buffers(joined, monkeypatch):
+    gate = FixedGate(2)
+
+    class OnGpu:
+        is_meta, device = False, torch.device("cuda")
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: joined)
+    monkeypatch.setattr(FixedGate, "alpha", OnGpu(), raising=False)
+    monkeypatch.delitem(gate._buffers, "alpha")
+    monkeypatch.setattr("auxnas_layers.search.gates.type", lambda _: torch.Tensor, raising=False)
+    assert gate._agrees([1.0, 1.0]) is not joined
+
+
+def test_random_gates_draw_the_same_numbers_whatever_the_host_knows():
+    first = make(MTLNAS())
+    first.close_aux_to_primary_()
+    first(IMAGES)
+    second = copy.deepcopy(first)  # which knows nothing of its gates yet
+    outputs = []
+    for wrapper in (first, second):
+        torch.manual_seed(1)
+        outputs.append(wrapper(IMAGES).aux)
+    assert outputs[0].equal(outputs[1])
+
+
+def test_gates_that_nobody_searches_may_still_be_drawn():
+    class Dropped(FixedGate):
+        def draw(self, alpha):
+            return torch.bernoulli(0.5 * alpha)
+
+    wrapper = make(AuxG(primary_to_aux=Dropped))
+    assert len({frozenset(wrapper.gates.now()) for _ in range(40)}) > 3
+    assert wrapper.gates["primary_to_aux"].values() == [1.0] * 3
+
+
+def test_values_that_somebody_changes_are_a_copy():
+    gate = FixedGate(3, 0.3)
+    gate.values().clear()
+    assert gate.values() == gate.alpha.tolist() == pytest.approx([0.3] * 3)
+
+
+class PerEdge(ClampedGate):
+    """A parameter of its own scale for each edge."""
+
+    scale = torch.tensor([1.0, 2.0, 4.0])
+
+    def squash(self, alpha):
+        return (alpha / self.scale).clamp(0, 1)
+
+    def unsquash(self, value):
+        return value * self.scale
+
+    highest = Gate.highest
+
+
+def test_a_ceiling_may_be_another_parameter_for_each_edge():
+    gate = PerEdge(3, 0.5)
+    gate.settle_(0.25)
+    assert gate.alpha.tolist() == [0.25, 0.5, 1.0] and gate.values() == [0.25] * 3
+
+
+def test_costs_survive_a_wrapper_that_gets_its_numbers_from_a_state():
+    with torch.device("meta"):
+        nets, images = (Cnn(), Cnn()), IMAGES.to("meta")
+        empty = AuxNASWrapper(*nets, ["layer1", "layer2"], search=MTLNAS(l1=1.0), example_inputs=images)
+    trained = AuxNASWrapper(Cnn(), Cnn(), ["layer1", "layer2"], search=MTLNAS(l1=1.0), example_inputs=IMAGES)
+    empty.search_penalty(0.0)
+    filled = empty.to_empty(device="cpu")
+    filled.load_state_dict(trained.state_dict())
+    assert filled.search_penalty(0.0) == trained.search_penalty(0.0) > 0
+
+
+def test_names_of_auxiliaries_do_not_meet_in_the_bank():
+    nets = {"depth": Cnn(), "depth_costs": Cnn()}
+    AuxNASWrapper(Cnn(), nets, {name: ["layer1"] for name in nets}, search=MTLNAS(), example_inputs=IMAGES)(IMAGES)

@@ -160,7 +160,7 @@ def test_penalties_come_as_the_schedule_says():
 
 
 def costs_of(wrapper):
-    return {direction: wrapper.gates.get_buffer(f"{direction}_costs").tolist() for direction in wrapper.gates}
+    return {direction: wrapper.gates.costs(direction).tolist() for direction in wrapper.gates}
 
 
 def test_costs_of_edges_are_their_operations_over_the_mean():
