@@ -307,6 +307,33 @@ def test_without_the_option_torch_refuses_the_second_step_after_an_edge_has_clos
     processes.run(check_without_the_option)
 
 
+def check_resumed_with_the_penalty_first(rank: int) -> None:
+    closed = pair()
+    closed.close_aux_to_primary_()
+    wrapper = pair()
+    wrapper.load_state_dict(closed.state_dict())  # so that no forward has told yet that the gates are closed
+    ddp = DistributedDataParallel(wrapper, find_unused_parameters=True)
+    for _ in range(2):
+        penalty = wrapper.search_penalty(0.2)
+        (task_losses(ddp(share(rank))) + penalty).backward()
+
+
+def check_loaded_by_one_process(rank: int) -> None:
+    wrapper = pair(search=AuxG())
+    wrapper(share(rank))
+    if rank == 0:
+        for gate in wrapper.gates.values():
+            gate.set_([0.5] + [0.0] * (len(gate.closed) - 1))
+    DistributedDataParallel(wrapper)  # hands the buffers of the first process to the others, which torch does not count
+    assert [edge.open for edge in wrapper.architecture()].count(True) == 1
+    assert len(wrapper.gates.now()) == 1
+
+
+@pytest.mark.parametrize("check", [check_resumed_with_the_penalty_first, check_loaded_by_one_process])
+def test_gates_that_a_state_has_set_are_known_in_every_process(processes, check):
+    processes.run(check)
+
+
 def check_lazy(rank: int) -> None:
     wrapper = AuxNASWrapper(UNet(), Vit(), TAPS)
     with pytest.raises(RuntimeError, match="uninitialized"):
