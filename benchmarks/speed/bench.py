@@ -23,7 +23,8 @@ from auxnas_layers.features.outputs import features
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 ROUNDS = 11
-WARM_UP = 10  # glibc gives the threads of the first lock-step forwards an arena each, whose pages are new
+WARM_UP = 10
+THREADS = (1, 2)
 
 
 def vit() -> tuple[nn.Module, Tensor, list[str]]:
@@ -84,8 +85,9 @@ def interleaved(
     return {name: values[WARM_UP:] for name, values in times.items()}
 
 
-def measure(name: str, rounds: int) -> dict[str, Any]:
+def measure(name: str, rounds: int, threads: int) -> dict[str, Any]:
     """Times over those of the two plain networks, and FLOPs likewise."""
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     net, inputs, taps = NETWORKS[name]()
     aux = NETWORKS[name]()[0]
@@ -125,9 +127,10 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         "primary": lambda: total(net(inputs)).backward(),
         "exported": lambda: total(exported(inputs)).backward(),
     }
-    times = interleaved(steps, rounds)
+    # On several threads the CPU time also counts how long each waits for the others, so time on the clock it is.
+    times = interleaved(steps, rounds, time.process_time if threads == 1 else time.perf_counter)
     cost = {"lock-step": joined.cost(inputs), "sequential": closed.cost(inputs)}
-    found: dict[str, Any] = {"network": name}
+    found: dict[str, Any] = {"network": name, "threads": threads}
     for way, report in cost.items():
         flops = report.training.flops / (report.primary.flops + report.auxiliary.flops)
         took, beside = (
@@ -141,11 +144,17 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
 
 
 def print_tables(results: list[dict[str, Any]]) -> None:
-    """Overhead factors: time over time of the two plain networks, divided by FLOPs over FLOPs."""
-    print(
-        "| | lock-step: time | FLOPs | factor | at once | sequential: time | FLOPs | factor | at once | "
-        "search iteration | exported |"
-    )
+    """Overhead factors: time over time of the two plain networks, divided by FLOPs over FLOPs; a table by threads."""
+    for threads in THREADS:
+        print_table(threads, [found for found in results if found["threads"] == threads])
+        print()
+
+
+def print_table(threads: int, results: list[dict[str, Any]]) -> None:
+    """The table for one number of threads."""
+    columns = ["time", "FLOPs", "factor", "at once"]
+    lockstep, sequential = (f"{way}: {' | '.join(columns)}" for way in ("lock-step", "sequential"))
+    print(f"| {threads} thread{'s' * (threads > 1)} | {lockstep} | {sequential} | search iteration | exported |")
     print("|---" * 11 + "|")
     for found in results:
         cells = []
@@ -161,7 +170,8 @@ def print_tables(results: list[dict[str, Any]]) -> None:
 
 
 def draw(results: list[dict[str, Any]]) -> None:
-    """The factors as bars."""
+    """The factors on one thread as bars."""
+    results = [found for found in results if found["threads"] == 1]
     figure, ax = plt.subplots(figsize=(7, 3.5), layout="constrained")
     for shift, way in ((-0.2, "lock-step"), (0.2, "sequential")):
         places = [i + shift for i in range(len(results))]
@@ -182,11 +192,11 @@ def main() -> None:
     options = parser.parse_args()
     file = RESULTS / "overhead.json"
     if not options.table:
-        torch.set_num_threads(1)
         results = []
-        for name in NETWORKS:
-            results.append(measure(name, options.rounds))
-            print(f"{name} done", file=sys.stderr)
+        for threads in THREADS:
+            for name in NETWORKS:
+                results.append(measure(name, options.rounds, threads))
+                print(f"{name} on {threads} done", file=sys.stderr)
         file.write_text(json.dumps(results, indent=1) + "\n")
     results = json.loads(file.read_text())
     print_tables(results)
