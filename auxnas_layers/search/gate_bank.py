@@ -12,7 +12,8 @@ from auxnas_layers._torch.state import numbers
 from auxnas_layers.errors import SearchError, bullets
 from auxnas_layers.features.inputs import floating_parameter
 from auxnas_layers.search.edges import Architecture, Direction, Edge
-from auxnas_layers.search.gates import Gate, Stamp
+from auxnas_layers.search.gates import Gate
+from auxnas_layers.search.host_copy import Stamp
 from auxnas_layers.search.searches import Search
 
 OpenGates = Mapping[Edge, Tensor]

@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
-from weakref import ref
+from typing import Literal, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 from typing_extensions import Self, override
 
-from auxnas_layers._torch.state import is_transforming, numbers, version
+from auxnas_layers._torch.state import numbers
 from auxnas_layers.errors import SearchError
+from auxnas_layers.search.host_copy import HostCopy, Stamp, stamp_of
 
 Evaluation = Literal["soft", "hard", "stochastic"]
-Stamp = list[tuple["ref[Tensor]", int]]
 
 
 class Gate(nn.Module):
@@ -53,7 +51,7 @@ class Gate(nn.Module):
             self.register_buffer("alpha", alpha)
         self.register_buffer("closed", torch.zeros(edges, dtype=torch.bool))
         self.register_buffer("kept", torch.zeros(edges, dtype=torch.bool))
-        self._known: tuple[Stamp, tuple[float, ...]] | None = None
+        self._host = HostCopy()
 
     # What a subclass says
 
@@ -110,51 +108,28 @@ class Gate(nn.Module):
 
     def settled(self) -> tuple[float, ...] | None:
         """The values, if every gate is closed, kept or constant and the host knows it; reads no device."""
-        if self._known is None:
-            return None
-        stamp, values = self._known
-        return values if stamp == self.stamp() and self._agrees(values) else None
+        return self._host.values(self._watched())
 
-    def note_settled(self, values: Sequence[float], stamp: "Stamp | None" = None) -> None:
+    def note_settled(self, values: Sequence[float], stamp: Stamp | None = None) -> None:
         """Let the host know the values, all of gates that are closed, kept or constant.
 
         Args:
             values: The values.
             stamp: What `stamp` returned before they were read; now, by default.
         """
-        if not any(tensor.is_inference() for tensor in self._watched()):  # torch does not count their changes
-            self._known = stamp or self.stamp(), tuple(values)
+        self._host.note(values, stamp or self.stamp())
 
-    def stamp(self) -> "Stamp":
+    def stamp(self) -> Stamp:
         """Which tensors the settled values come from, and how often each was changed."""
-        return [(ref(tensor), version(tensor)) for tensor in self._watched()]
+        return stamp_of(self._watched())
 
     def _watched(self) -> list[Tensor]:
-        return [self.closed, self.kept] if self.searched else [self.closed, self.kept, self.alpha]
-
-    def _agrees(self, values: Sequence[float]) -> bool:
-        """Whether the values still hold, as far as that can be told without waiting.
-
-        Torch counts no changes through ``.data`` and by collectives. On a CPU the values themselves are at hand. On a
-        GPU they are taken for changed wherever several processes exchange buffers.
-        """
-        tensor = self.closed if self.searched else self.alpha
-        if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter) or is_transforming():
-            return True
-        if tensor.device.type != "cpu":
-            return not (dist.is_available() and dist.is_initialized())
-        expected = [value == 0 for value in values] if self.searched else list(values)
-        return bool(tensor.tolist() == expected)
+        return [self.kept, self.closed] if self.searched else [self.closed, self.kept, self.alpha]
 
     @property
     def is_constant(self) -> bool:
         """Whether every forward pass has the same gates."""
         return not self.searched and type(self).draw is Gate.draw
-
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles contain: in them versions begin anew, so nothing is known of their values."""
-        return {**self.__dict__, "_known": None}
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -188,7 +163,7 @@ class Gate(nn.Module):
         if ceiling == 0:
             self.note_settled([0.0] * len(self.closed))
         else:
-            self._known = None  # torch does not count changes through .data
+            self._host.forget()  # torch does not count changes through .data
 
     @torch.no_grad()
     def discretize_(self) -> None:

@@ -30,7 +30,7 @@ PACKAGES = {
         "suggest",
     ],
     "fusion": ["sizing", "projection", "base", "cross_task", "nddr", "cross_stitch", "listener", "bank"],
-    "search": ["edges", "spaces", "gates", "penalties", "searches", "gate_bank"],
+    "search": ["edges", "spaces", "host_copy", "gates", "penalties", "searches", "gate_bank"],
     "_engine": ["checkpoint", "taps", "workers", "lockstep", "run", "exchange", "survey", "groups", "joint"],
     "export": ["cost", "report", "copying", "compare", "primary", "multitask"],
 }

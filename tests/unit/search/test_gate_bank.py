@@ -16,7 +16,7 @@ from zoo import Cnn
 
 from auxnas_layers import MTLNAS, Architecture, AuxG, AuxNAS, AuxNASWrapper, FixedArchitecture, SearchError
 from auxnas_layers.features.outputs import features
-from auxnas_layers.search import ClampedGate, FixedGate, Gate, RelaxedBernoulliGate
+from auxnas_layers.search import ClampedGate, FixedGate, Gate, RelaxedBernoulliGate, host_copy
 
 
 def test_gates_that_are_nan_are_named():
@@ -175,16 +175,12 @@ def test_changes_that_torch_does_not_count_are_seen_on_a_cpu(search):
 
 @pytest.mark.parametrize("joined", [False, True])
 def test_on_a_gpu_values_are_believed_unless_processes_exchange_buffers(joined, monkeypatch):
-    gate = FixedGate(2)
-
     class OnGpu:
         is_meta, device = False, torch.device("cuda")
 
     monkeypatch.setattr(dist, "is_initialized", lambda: joined)
-    monkeypatch.setattr(FixedGate, "alpha", OnGpu(), raising=False)
-    monkeypatch.delitem(gate._buffers, "alpha")
-    monkeypatch.setattr("auxnas_layers.search.gates.type", lambda _: torch.Tensor, raising=False)
-    assert gate._agrees([1.0, 1.0]) is not joined
+    monkeypatch.setattr(host_copy, "type", lambda _: torch.Tensor, raising=False)
+    assert host_copy._agrees(OnGpu(), [1.0, 1.0]) is not joined
 
 
 def test_random_gates_draw_the_same_numbers_whatever_the_host_knows():
