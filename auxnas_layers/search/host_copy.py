@@ -43,7 +43,11 @@ class HostCopy:
         if self._known is None:
             return None
         stamp, values = self._known
-        return values if stamp == stamp_of(tensors) and _agrees(tensors[-1], values) else None
+        now = stamp_of(tensors)
+        if [count for _, count in stamp] != [count for _, count in now]:
+            return None
+        same = all(old() is new() for (old, _), (new, _) in zip(stamp, now, strict=True))  # by ==, tensors are compared
+        return values if same and _agrees(tensors[-1], values) else None
 
 
 def stamp_of(tensors: Sequence[Tensor]) -> Stamp:
