@@ -31,8 +31,12 @@ def numbers(tensor: Tensor) -> list[float]:
 
 
 def is_tracing() -> bool:
-    """Whether torch.jit.trace or torch.export records this call."""
-    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+    """Whether torch.jit.trace or torch.export records this call.
+
+    Not while dynamo does, which torch 2.8 takes for an export: it then leaves the forward out, or torch.export refuses.
+    """
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return exporting or _c._get_tracing_state() is not None
 
 
 def is_transforming() -> bool:
