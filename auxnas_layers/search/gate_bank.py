@@ -46,7 +46,10 @@ class GateBank(nn.ModuleDict):
 
     def by_direction(self) -> dict[Direction, Gate]:
         """The gates of each direction."""
-        return {direction: cast(Gate, self[direction]) for direction in self.edges}
+        return {direction: self._gate(direction) for direction in self.edges}
+
+    def _gate(self, direction: Direction) -> Gate:
+        return cast(Gate, self[direction])
 
     # Reading
 
@@ -90,10 +93,10 @@ class GateBank(nn.ModuleDict):
 
     def _read(self, gates: Mapping[Direction, Tensor]) -> dict[Direction, list[float]]:
         """These gates as numbers, by one copy of all that the host does not know."""
-        settled = {direction: self.by_direction()[direction].settled() for direction in gates}
+        settled = {direction: self._gate(direction).settled() for direction in gates}
         found = {direction: list(values) for direction, values in settled.items() if values is not None}
         if unknown := [direction for direction in gates if direction not in found]:
-            stamps = [self.by_direction()[direction].stamp() for direction in unknown]
+            stamps = [self._gate(direction).stamp() for direction in unknown]
             rows = [self._rows(direction, gates[direction]) for direction in unknown]
             host = numbers(torch.cat([row.to(rows[0].device) for row in rows]))
             for direction, stamp in zip(unknown, stamps, strict=True):
@@ -103,12 +106,12 @@ class GateBank(nn.ModuleDict):
 
     def _rows(self, direction: Direction, gates: Tensor) -> Tensor:
         """The gates of a direction and its flags, one after the other."""
-        gate = self.by_direction()[direction]
+        gate = self._gate(direction)
         return torch.stack([gates.detach(), gate.closed.to(gates.dtype), gate.kept.to(gates.dtype)]).flatten()
 
     def _note(self, direction: Direction, host: Sequence[float], stamp: Stamp) -> list[float]:
         """Let the gates of a direction know which of them are settled, and return their values."""
-        gate, count = self.by_direction()[direction], len(self.edges[direction])
+        gate, count = self._gate(direction), len(self.edges[direction])
         values, closed, kept = host[:count], host[count : 2 * count], host[2 * count :]
         if broken := [edge for edge, value in zip(self.edges[direction], values, strict=True) if value != value]:
             edges = ", ".join(edge.label for edge in broken)
@@ -162,7 +165,7 @@ class GateBank(nn.ModuleDict):
 
     def costs(self, direction: Direction) -> Tensor:
         """The cost of each edge of a direction, in the dtype and on the device of its gates; a tensor that is kept."""
-        like, kept = self.by_direction()[direction].alpha, self._cost_tensors.get(direction)
+        like, kept = self._gate(direction).alpha, self._cost_tensors.get(direction)
         if kept is None or (kept.dtype, kept.device) != (like.dtype, like.device):
             kept = torch.tensor(self._costs[direction], dtype=like.dtype, device=like.device)
             self._cost_tensors[direction] = kept
@@ -198,7 +201,7 @@ class GateBank(nn.ModuleDict):
         if problems:
             raise SearchError(bullets("the architecture is not one of this search space:", problems))
         for direction, edges in self.edges.items():
-            self.by_direction()[direction].set_([gates[edge.key] for edge in edges])
+            self._gate(direction).set_([gates[edge.key] for edge in edges])
 
     def remove_(self, aux: str) -> None:
         """Drop the gates of one auxiliary."""
