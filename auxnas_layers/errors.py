@@ -1,4 +1,4 @@
-"""All errors of this package: each is an `AuxNASError` and a builtin error, so either can be caught."""
+"""All errors and warnings; each error is an `AuxNASError` and a builtin error, so either can be caught."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,11 @@ class ExportError(AuxNASError, RuntimeError):
     """A network cannot be exported or traced in its current state."""
 
 
-class AuxiliaryWarning(UserWarning):
+class AuxNASWarning(UserWarning):
+    """Base class of all warnings in this package: something will probably go wrong later; each is given once."""
+
+
+class AuxiliaryWarning(AuxNASWarning):
     """An auxiliary task does not seem to help the primary one."""
 
 

@@ -49,24 +49,25 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
-    """Find the feature in a layer's output, and the path to it.
+    """Find the feature in a layer's output, and the path to it: of a tuple the first one, as recurrent layers have it.
 
     Args:
-        output: Whatever the layer returned.
+        output: Whatever the layer returned. Where that is one tensor, in train mode say, there is nothing to select.
         select: The user's choice; None if there is nothing to choose.
 
     Raises:
-        TapError: If there is no feature, or there are several.
+        TapError: If there is no feature, or a list, mapping or dataclass has several.
 
-    >>> find_feature({"hidden": torch.ones(2, 3), "length": 7}, None)[0]
-    ('hidden',)
+    >>> find_feature({"hidden": (torch.ones(2, 3), torch.zeros(2, 3)), "length": 7}, None)[0]
+    ('hidden', 0)
     """
-    found: dict[Path, Tensor] = dict(features(output))
-    if select is not None:
+    if isinstance(output, Tensor):
+        found: dict[Path, Tensor] = {(): output}
+    elif select is None:
+        found = _choices(output)
+    else:
         path = select if isinstance(select, tuple) else (select,)
-        found = {path: found[path]} if path in found else {}
-    elif not isinstance(output, Tensor):
-        found = {path: tensor for path, tensor in found.items() if is_feature(tensor)}
+        found = {key: tensor for key, tensor in features(output) if key == path}
     if len(found) > 1:
         choices = ", ".join(f"{_as_select(path)!r}: {tuple(tensor.shape)}" for path, tensor in found.items())
         first = _as_select(next(iter(found)))
@@ -78,6 +79,18 @@ def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
     raise TapError(_why_none(output, select, [*found.values()]))
 
 
+def _choices(output: Any, path: Path = (), above: tuple[int, ...] = ()) -> dict[Path, Tensor]:
+    """The features among which a select must choose; of a tuple only those in its first item that has any."""
+    if isinstance(output, Tensor):
+        return {path: output} if is_feature(output) else {}
+    found: dict[Path, Tensor] = {}
+    for key, value in () if id(output) in above else _items(output):
+        found |= _choices(value, (*path, key), (*above, id(output)))
+        if found and isinstance(output, tuple):
+            break
+    return found
+
+
 def _why_none(output: Any, select: Select, found: list[Tensor]) -> str:
     """Why a layer's output has no feature there."""
     for tensor in found:
@@ -85,8 +98,6 @@ def _why_none(output: Any, select: Select, found: list[Tensor]) -> str:
             f"a {tensor.dtype} tensor of {tensor.dim()} dimensions" if _is_dense(tensor) else "a nested or sparse one"
         )
         return f"returns no feature but {kind}; a feature is a dense floating-point tensor, (batch, ..., channels)"
-    if isinstance(output, Tensor):
-        return f"returns no feature at {select!r}; it returns one tensor, so leave out the select"
     there = ", ".join(repr(_as_select(path)) for path, _ in features(output) if path) or "no tensor"
     at = "" if select is None else f" at {select!r}"
     return f"returns no feature{at}; it returns a {type(output).__name__} with {there}"

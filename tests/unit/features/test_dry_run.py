@@ -124,10 +124,10 @@ class Twice(Cnn):
 class Integers(nn.Module):
     def __init__(self):
         super().__init__()
-        self.tokens, self.count, self.pair = nn.Identity(), Length(), nn.Identity()
+        self.tokens, self.count, self.pair, self.both = nn.Identity(), Length(), nn.Identity(), nn.Identity()
 
     def forward(self, x):
-        return self.tokens(x.long()), self.count(x), self.pair((x, x))
+        return self.tokens(x.long()), self.count(x), self.pair((x, x)), self.both({"p": x, "q": x})
 
 
 class Length(nn.Module):
@@ -168,7 +168,7 @@ def test_the_trial_call_tells_everything_that_the_taps_miss_at_once():
     [
         ("tokens", "primary 'tokens' returns no feature but a torch.int64 tensor of 4 dimensions"),
         ("count", "primary 'count' returns no feature; it returns a int with no tensor"),
-        ("pair", "primary 'pair' returns several tensors (0: (2, 3, 8, 8), 1: (2, 3, 8, 8)); choose one by Tap"),
+        ("both", "primary 'both' returns several tensors ('p': (2, 3, 8, 8), 'q': (2, 3, 8, 8)); choose one by Tap"),
         (Tap("pair", primary_select=7), "primary 'pair' returns no feature at 7; it returns a tuple with 0, 1"),
     ],
     ids=["integer", "number", "several", "missing"],

@@ -158,6 +158,30 @@ def test_tensors_that_cannot_be_fused_are_no_choice():
     assert path == ("x",) and feature is X
 
 
+@pytest.mark.parametrize(
+    "output, path",
+    [
+        ((X, X), (0,)),
+        ((X, (X, X)), (0,)),  # what an LSTM returns
+        ((None, 7, X.long(), X, X), (3,)),
+        (((X, X), X), (0, 0)),
+        ((None, [X], [X, X]), (1, 0)),
+        (Pair({"n": 3}, {"x": (X, X)}), (1, "x", 0)),
+        ([(X, X)], (0, 0)),
+        (Box((X, X)), ("feature", 0)),
+    ],
+    ids=str,
+)
+def test_of_a_tuple_the_first_feature_is_taken(output, path):
+    assert find_feature(output, None)[0] == path
+
+
+def test_a_select_is_for_the_mode_that_returns_several():
+    """Such as auxiliary outputs in train mode: the same tap is right in both modes."""
+    assert find_feature({"out": X, "aux": X}, "out")[0] == ("out",)
+    assert find_feature(X, "out") == ((), X)
+
+
 FUSED = "a feature is a dense floating-point tensor, (batch, ..., channels)"
 
 
@@ -170,7 +194,7 @@ def choose(select):
 @pytest.mark.parametrize(
     "output, select, message",
     [
-        ((X, X), None, f"returns several tensors (0: (2, 3), 1: (2, 3)); {choose(0)}"),
+        ([X, X], None, f"returns several tensors (0: (2, 3), 1: (2, 3)); {choose(0)}"),
         (
             {"a": {"b": X}, "c": X[None]},
             None,
@@ -192,7 +216,6 @@ def choose(select):
         (Box(X), "features", "returns no feature at 'features'; it returns a Box with 'feature'"),
         (None, None, "returns no feature; it returns a NoneType with no tensor"),
         ((), None, "returns no feature; it returns a tuple with no tensor"),
-        (X, 0, "returns no feature at 0; it returns one tensor, so leave out the select"),
         ({"n": 3}, "n", "returns no feature at 'n'; it returns a dict with no tensor"),
         ((X.long(), X[0]), None, "returns no feature; it returns a tuple with 0, 1"),
     ],
