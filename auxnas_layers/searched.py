@@ -1,8 +1,9 @@
 """Joined networks under gates that a search moves: its penalty, its architecture, and what leaves it."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -12,14 +13,20 @@ from auxnas_layers.errors import SearchError
 from auxnas_layers.export.report import check_closed
 from auxnas_layers.features.taps import PRIMARY
 from auxnas_layers.search.edges import Architecture, check_architecture
+from auxnas_layers.search.gate_bank import OpenGates
 from auxnas_layers.search.penalties import check_progress
-from auxnas_layers.search.searches import Search
+from auxnas_layers.search.searches import AuxNAS, Search
+from auxnas_layers.search.watch import SearchWatch
 
 
 class SearchedNets(JoinedNets):
     """Joined networks with a search, one for all auxiliaries or one for each by name; a base class of the wrapper."""
 
     search: Search | Mapping[str, Search]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._watch = SearchWatch()
 
     def search_penalty(self, progress: float) -> Tensor:
         """Advance the search to `progress`, and return the penalty to add to the loss.
@@ -41,8 +48,21 @@ class SearchedNets(JoinedNets):
         return penalty
 
     def _advance(self, progress: float) -> Tensor:
-        searches = self.search if isinstance(self.search, Mapping) else dict.fromkeys(self._taps, self.search)
-        return self.gates.advance_(check_progress(progress), searches)
+        self._watch.advanced(check_progress(progress))
+        return self.gates.advance_(float(progress), self._searches())
+
+    def _searches(self) -> Mapping[str, Search]:
+        """The search of each auxiliary."""
+        return self.search if isinstance(self.search, Mapping) else dict.fromkeys(self._taps, self.search)
+
+    @override
+    def _note_forward(self, gates: OpenGates) -> None:
+        inward = [edge for edge in gates if edge.direction.inward]
+        if not self.training:
+            searches = self._searches()
+            self._watch.evaluated([edge for edge in inward if isinstance(searches[edge.direction.aux], AuxNAS)])
+        elif torch.is_grad_enabled() and any(self.gates.is_searching(edge.direction) for edge in inward):
+            self._watch.trained()
 
     def discretize_(self) -> None:
         """Decide for good: edges with a gate above 1/2 are kept, under gate 1, and all others closed.

@@ -7,6 +7,7 @@ from torch import nn
 from typing_extensions import override
 
 from auxnas_layers.arguments import read_arguments
+from auxnas_layers.errors import SearchError
 from auxnas_layers.export.cost import CostReport, cost_of
 from auxnas_layers.export.multitask import MultitaskNet, export_multitask
 from auxnas_layers.export.primary import export_primary
@@ -41,6 +42,8 @@ class AuxNASWrapper(SearchedNets):
             options ``functools.partial(CrossTaskFusion, norm=torch.nn.LayerNorm)``.
         example_inputs: What the wrapper will be called with: a tensor, a tuple, or `Inputs`. A dry run then sizes the
             edges; without it the first forward does so, and the edges are uninitialised until then.
+        aux_inputs: The auxiliary's own example inputs, if it takes others than the primary: the same; with several
+            auxiliaries a mapping from the names of those that do.
 
     Shape:
         - input, output: whatever the networks take and return
@@ -72,6 +75,7 @@ class AuxNASWrapper(SearchedNets):
         search_space: SearchSpace | Sequence[Sequence[bool]] | Mapping[str, Any] = DepthLimited(3),
         fusion: Callable[..., Fusion] = CrossTaskFusion,
         example_inputs: Any = None,
+        aux_inputs: Any = None,
     ) -> None:
         given = read_arguments(primary_net, aux_net, taps, search, search_space, fusion)
         super().__init__(
@@ -86,15 +90,23 @@ class AuxNASWrapper(SearchedNets):
         self.search = search
         self._examples = Examples()
         if example_inputs is not None:
-            inputs = self._route_example(as_inputs(example_inputs).copied())
-            self._size(inputs)
-            for role, net in self._nets().items():
-                if role == PRIMARY or inputs[role] is not inputs[PRIMARY]:
-                    self._examples.add(role, inputs[role], net)
+            self._take_examples_(as_inputs(example_inputs), aux_inputs)
+        elif aux_inputs is not None:
+            raise SearchError("aux_inputs are example inputs too; give AuxNASWrapper(..., example_inputs=...) as well")
+
+    def _take_examples_(self, call: Inputs, aux_inputs: Any) -> None:
+        """Size the edges by a dry run on example inputs, and keep these for exports."""
+        if aux_inputs is not None:
+            call = Inputs(call.args, {**call.kwargs, "aux_inputs": aux_inputs})
+        inputs = self._route_example(call.copied())
+        self._size(inputs)
+        for role, net in self._nets().items():
+            if role == PRIMARY or inputs[role] is not inputs[PRIMARY]:
+                self._examples.add(role, inputs[role], net)
 
     # Exports
 
-    def export_primary(self, example_inputs: Any = None, allow_open: bool = False) -> nn.Module:
+    def export_primary(self, example_inputs: Any = None, allow_open: bool = False, *, check: bool = True) -> nn.Module:
         """The primary network alone: a new object of its own class, without a trace of the wrapper.
 
         `export_report` then says what was dropped, what the network costs, and that its outputs are the wrapper's.
@@ -102,16 +114,18 @@ class AuxNASWrapper(SearchedNets):
         Args:
             example_inputs: Inputs to compare outputs on; by default those given at construction, if any.
             allow_open: Cut edges into the primary that are still open, which changes its outputs.
+            check: Whether to call the networks, to compare outputs and count FLOPs.
 
         Returns:
-            A copy of the primary network, in the same train or eval mode.
+            A copy of the primary network, in the same train or eval mode: call ``.eval()`` before you deploy it.
 
         Raises:
             ExportError: If an edge into the primary is open, the copy is not the same network, or the outputs are not
                 bitwise equal.
             SearchError: If a gate is NaN.
         """
-        exported, self.export_report = export_primary(self, self._example(example_inputs), allow_open=allow_open)
+        call = self._example(example_inputs) if check else None
+        exported, self.export_report = export_primary(self, call, allow_open=allow_open)
         return exported
 
     def export_multitask(self, example_inputs: Any = None) -> MultitaskNet:

@@ -81,7 +81,7 @@ def gradients(net: nn.Module) -> dict[str, Tensor | None]:
 def workers() -> list[threading.Thread]:
     """Worker threads that are not idle in the pool of a wrapper, after a second in which they may end."""
     for _ in range(100):
-        idle = {worker._thread for pool in _POOLS.values() for worker in pool._idle}
+        idle = {worker.thread for pool in _POOLS.values() for worker in pool._idle}
         busy = [one for one in threading.enumerate() if one.name == "auxnas-worker" and one not in idle]
         if not busy:
             break

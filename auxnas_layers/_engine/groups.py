@@ -1,6 +1,7 @@
 """The parameters of joined networks, in groups for optimisers."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -48,3 +49,21 @@ class ParameterGroups(nn.Module):
                 "before you make the optimiser"
             )
         return iter(weights)
+
+    def param_groups(
+        self, lr: float, gate_lr: float | None = None, weight_decay: float | None = None
+    ) -> list[dict[str, Any]]:
+        """All parameters for one optimiser: weights, and gates without weight decay; no group is ever empty.
+
+        Args:
+            lr: Learning rate of the weights.
+            gate_lr: Learning rate of the gates; by default that of the weights.
+            weight_decay: Weight decay of the weights; by default that of the optimiser.
+
+        Raises:
+            LayoutError: If the edges have no size yet.
+        """
+        decay = {} if weight_decay is None else {"weight_decay": weight_decay}
+        weights = {"params": list(self.weight_parameters()), "lr": lr, **decay}
+        gates = {"params": list(self.arch_parameters()), "lr": lr if gate_lr is None else gate_lr, "weight_decay": 0.0}
+        return [group for group in (weights, gates) if group["params"]]

@@ -1,6 +1,6 @@
 """Networks side by side whose tapped layers exchange features: the joined forward pass."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from threading import Lock
@@ -8,13 +8,15 @@ from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 from torch import nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from auxnas_layers._engine.exchange import FeatureExchange
 from auxnas_layers._engine.groups import ParameterGroups
 from auxnas_layers._engine.run import refuse_tracing, refuse_transforms, run
+from auxnas_layers._engine.saving import TapsInState
 from auxnas_layers._engine.survey import survey
 from auxnas_layers._engine.taps import Branch
+from auxnas_layers._engine.trainer import TrainerModel
 from auxnas_layers._engine.workers import pool_of
 from auxnas_layers._torch.compiled import uncompiled
 from auxnas_layers.errors import SearchError
@@ -28,16 +30,29 @@ from auxnas_layers.search.gate_bank import GateBank, OpenGates
 from auxnas_layers.search.gates import Gate
 
 
-class AuxNASOutput(NamedTuple):
-    """What the networks returned, unchanged.
+class _Output(NamedTuple):
+    primary: Any
+    aux: Any
+
+
+class AuxNASOutput(_Output):
+    """What the networks returned, unchanged; a named tuple.
 
     Args:
         primary: Output of the primary network.
         aux: Output of the auxiliary network; with several, a dict of outputs by name.
     """
 
-    primary: Any
-    aux: Any
+    __slots__ = ()
+
+    def __new__(cls, primary: Any, *aux: Any) -> Self:
+        # As a tuple is made, of one iterable: so the Trainer of Hugging Face makes anew every tuple that it changes.
+        return super().__new__(cls, *((primary, *aux) if aux else primary))
+
+    @override
+    def __getitem__(self, index: Any) -> Any:
+        """As of a tuple; but the rest after the first, which the Trainer takes for predictions, is the primary's."""
+        return (self.primary,) if index == slice(1, None) else super().__getitem__(index)
 
 
 _LOCKS: "WeakKeyDictionary[nn.Module, Lock]" = WeakKeyDictionary()  # no attributes, which copies and pickles contain
@@ -48,7 +63,7 @@ def _sizing(nets: "JoinedNets") -> AbstractContextManager[Any]:
     return nullcontext() if nets._layers else _LOCKS.setdefault(nets, Lock())
 
 
-class JoinedNets(ParameterGroups):
+class JoinedNets(ParameterGroups, TapsInState, TrainerModel):
     """A primary network and auxiliaries, with the fusions and gates between them; a base class.
 
     Args:
@@ -119,7 +134,12 @@ class JoinedNets(ParameterGroups):
         return output
 
     def _run(self, inputs: Mapping[str, Inputs]) -> AuxNASOutput:
-        return self._run_with(inputs, self.gates.now())
+        gates = self.gates.now()
+        self._note_forward(gates)
+        return self._run_with(inputs, gates)
+
+    def _note_forward(self, gates: OpenGates) -> None:
+        """Told of each forward that the user makes, with its gates."""
 
     def _run_with(self, inputs: Mapping[str, Inputs], gates: OpenGates) -> AuxNASOutput:
         with _sizing(self):
@@ -182,12 +202,22 @@ class JoinedNets(ParameterGroups):
 
     # Where things are
 
+    @property
+    def taps(self) -> tuple[Tap, ...] | dict[str, tuple[Tap, ...]]:
+        """The taps in order; with several auxiliaries a mapping from their names."""
+        taps = {aux: tuple(side) for aux, side in self._taps.items()}
+        return taps if self._named else taps["aux"]
+
     def _aux_nets(self) -> dict[str, nn.Module]:
         return dict(cast(nn.ModuleDict, self.aux_net).items()) if self._named else {"aux": self.aux_net}
 
     def _nets(self) -> dict[str, nn.Module]:
         """All networks by role."""
         return {PRIMARY: self.primary_net, **self._aux_nets()}
+
+    @override
+    def _every_net(self) -> Iterable[nn.Module]:
+        return self._nets().values()
 
     def _tapped(self) -> dict[str, list[Layer]]:
         """The tapped layers of every network."""

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from auxnas_layers._engine.deadlock import patient, unlock_cached_properties
 from auxnas_layers._engine.taps import Branch, Exchange, PrimaryVisits, tapped
 from auxnas_layers._engine.workers import Worker, WorkerPool
 from auxnas_layers._torch.state import CallState, ThreadState, thread_state
+from auxnas_layers.errors import AuxNASError
 from auxnas_layers.features.taps import Layer
 
 
@@ -27,22 +29,27 @@ class _Coroutine:
         state: Torch's state at the wrapper's call, which the worker sets first.
         workers: Where to take the worker from.
         most: How many workers may stay idle there afterwards.
+        threads: The threads of the lock-step; this one adds its own.
     """
 
-    def __init__(self, branch: Branch, state: CallState, workers: WorkerPool, most: int) -> None:
+    def __init__(
+        self, branch: Branch, state: CallState, workers: WorkerPool, most: int, threads: list[threading.Thread]
+    ) -> None:
         self._branch, self._state, self._workers, self._most = branch, state, workers, most
+        self._threads = threads
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._context = contextvars.copy_context()
         self._ended = threading.Event()
         self._worker: Worker | None = None
-        self._reusable = False
+        self._reusable = self._stuck = False
         self._message: Any = None
         self._reply: Tensor | None = None
 
     def start(self) -> None:
         """Run it up to its first tap; raise what it raised."""
         self._worker = self._workers.take()
+        self._threads.append(self._worker.thread)
         self._worker.run(self._main)
         self._message = self._receive()
 
@@ -62,10 +69,16 @@ class _Coroutine:
         return self._resume()
 
     def close(self) -> None:
-        """End it if it still runs, wait until it has ended, and give its worker back."""
+        """End it if it still runs, wait until it has ended, and give its worker back.
+
+        One that waits for a lock of this thread ends by itself once it gets it, at its next tap.
+        """
         worker, self._worker = self._worker, None  # an error may keep this object alive, and not the worker with it
         if worker is None:
             return
+        if self._stuck:
+            self._inbox.put((None, _Cancelled()))
+            return worker.stop()
         if not self._ended.is_set():
             worker.run(lambda _: self._ended.set())  # ends this wait, too, if Ctrl-C came before the forward was queued
         while not self._ended.is_set():
@@ -76,13 +89,22 @@ class _Coroutine:
         else:
             worker.stop()
 
+    def _others(self) -> list[int]:
+        """The threads that wait while the worker runs."""
+        return [one.ident or 0 for one in self._threads if self._worker and one is not self._worker.thread]
+
     def _resume(self) -> Any:
         feature, self._reply = self._reply, None
         self._inbox.put((feature, None))
         return self._receive()
 
     def _receive(self) -> Any:
-        message, error = self._outbox.get()  # Ctrl-C can interrupt this wait
+        assert self._worker
+        try:
+            message, error = patient(self._outbox, self._worker.thread, self._others)  # Ctrl-C can interrupt this
+        except AuxNASError:
+            self._stuck = True
+            raise
         if error is not None:
             try:
                 raise error  # with the auxiliary's own frames in the traceback
@@ -114,7 +136,7 @@ class _Coroutine:
             visits.arrive(layer.name)
             self._outbox.put(((layer, feature), None))
             fused: Tensor
-            fused, error = self._inbox.get()
+            fused, error = patient(self._inbox, self._threads[0], lambda: [threading.get_ident()])
             if error is not None:
                 try:
                     raise error
@@ -132,8 +154,11 @@ def run_lockstep(
     primary: Branch, auxes: Mapping[str, Branch], exchange: Exchange, workers: WorkerPool
 ) -> tuple[Any, dict[str, Any]]:
     """Run all networks at once, each waiting at its taps for the others, and fuse in this thread."""
+    for branch in (primary, *auxes.values()):
+        unlock_cached_properties(branch.net)
     state, visits = CallState(), PrimaryVisits(auxes)
-    coroutines = {aux: _Coroutine(branch, state, workers, len(auxes)) for aux, branch in auxes.items()}
+    threads = [threading.current_thread()]
+    coroutines = {aux: _Coroutine(branch, state, workers, len(auxes), threads) for aux, branch in auxes.items()}
 
     def meet(layer: Layer, feature: Tensor) -> Tensor:
         met = {aux: coroutines[aux].at_tap() for aux in visits.arrive(layer.name)}

@@ -21,13 +21,13 @@ class Worker:
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=_work, args=(self._tasks,), name="auxnas-worker", daemon=True)
+        self.thread = threading.Thread(target=_work, args=(self._tasks,), name="auxnas-worker", daemon=True)
         finalize(self, self._tasks.put, None)  # ends it, also at exit, or if Ctrl-C comes before anybody has it
-        self._thread.start()
+        self.thread.start()
 
     def is_alive(self) -> bool:
         """Whether it still runs tasks; after a fork the child's copy does not."""
-        return self._thread.is_alive()
+        return self.thread.is_alive()
 
     def run(self, task: Task) -> None:
         """Run a task, which must not raise, after those before it."""

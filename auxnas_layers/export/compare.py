@@ -1,19 +1,26 @@
 """Comparing an exported network with the wrapper: both in eval mode, bit for bit."""
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import inf, ulp
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from auxnas_layers._engine.joint import AuxNASOutput, JoinedNets
 from auxnas_layers._torch.compiled import eager
+from auxnas_layers._torch.operands import operands
+from auxnas_layers.errors import ExportError
+from auxnas_layers.export.ties import named_by_a_global, path_to, storage_of
 from auxnas_layers.features.inputs import Inputs
 from auxnas_layers.features.outputs import features
 from auxnas_layers.features.undisturbed import same, undisturbed
 
 
-def evaluate(net: nn.Module, inputs: Inputs) -> Any:
-    """A network's outputs in eval mode, the same way on both sides of a comparison.
+@contextmanager
+def comparable(*nets: nn.Module) -> Iterator[None]:
+    """Networks in eval mode, that compute the same way on both sides of a comparison, and are left unchanged.
 
     Without compilation, since a copy of a compiled network is not compiled; and without the fast path of torch's own
     encoders, which they take only where there are no hooks.
@@ -21,19 +28,82 @@ def evaluate(net: nn.Module, inputs: Inputs) -> Any:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with eager(), undisturbed(net), torch.no_grad():
-            return inputs.call_with_copies(net)
+        with eager(), undisturbed(*nets), torch.no_grad():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def largest_difference(exported: nn.Module, inputs: Inputs, expected: Any) -> float | None:
-    """Largest absolute difference between a network's outputs in eval mode and the expected ones.
+def wrapper_outputs(joined: JoinedNets, call: Inputs) -> AuxNASOutput:
+    """What joined networks return in eval mode, without what hooks or patches on the wrapper itself add to it.
+
+    Accelerate and the Trainer of Hugging Face patch its forward, with autocast, say, which no exported network has.
+    """
+    with comparable(joined), call.explained(joined):
+        return joined._run_with(joined._route_example(call.copied()), joined.gates.now())
+
+
+def net_outputs(net: nn.Module, call: Inputs, original: nn.Module) -> Any:
+    """What an exported network returns in eval mode.
+
+    Args:
+        net: The exported network.
+        call: Its inputs.
+        original: What it was exported from, which must take no part.
+
+    Raises:
+        ExportError: If it computes with a parameter or buffer of the original.
+    """
+    with comparable(net, original):
+        output = call.call_with_copies(net)
+        borrowed = _borrowed(lambda: call.call_with_copies(net), original)
+    if borrowed:
+        tied = path_to(net, named_by_a_global(original), inf)
+        place = "" if tied is None else f" by {type(net).__name__}{tied}"
+        raise ExportError(
+            f"the exported {type(net).__name__} computes with {borrowed} of the original{place}; before the export, "
+            "remove what ties them, such as a forward or hook that uses a global variable"
+        )
+    return output
+
+
+def refuse_globals(net: nn.Module, original: nn.Module) -> None:
+    """Refuse, without calling it, an exported network with a patch or hook that finds the original by a global name.
+
+    Raises:
+        ExportError: If it has one; says where.
+    """
+    if (place := path_to(net, named_by_a_global(original), inf)) is not None:
+        raise ExportError(
+            f"{type(net).__name__}{place} uses the original by the name of a global variable, and so would its copy; "
+            "remove it before the export"
+        )
+
+
+def _borrowed(run: Callable[[], Any], original: nn.Module) -> str:
+    """The first parameter or buffer of the original that a call uses, as messages name it; "" if there is none."""
+    tensors: Mapping[str, Tensor] = dict(original.named_parameters()) | dict(original.named_buffers())
+    places = {place: name for name, tensor in tensors.items() if (place := storage_of(tensor))}
+    found: list[str] = []
+
+    def see(tensor: Tensor) -> None:
+        if (name := places.get(storage_of(tensor) or ("", 0))) is not None:
+            found.append(name)
+
+    try:
+        with operands(see):
+            run()
+    except Exception:  # not every kernel can be watched; the network itself runs, as has just been seen
+        return ""
+    return repr(found[0]) if found else ""
+
+
+def largest_difference(output: Any, expected: Any) -> float | None:
+    """Largest absolute difference between a network's outputs and the expected ones.
 
     Returns:
         0.0 if they are bitwise equal; None if the outputs contain no tensors.
     """
-    output = evaluate(exported, inputs)
     found, wanted = dict(features(output)), dict(features(expected))
     if type(output) is not type(expected) or found.keys() != wanted.keys():
         return inf

@@ -1,6 +1,8 @@
-"""An independent copy of a network: the user's class, keys and flags, and nothing else."""
+"""Independent copies of networks: the user's classes, keys and flags, and nothing of the originals."""
 
 import copy
+from collections.abc import Collection, Sequence
+from math import inf
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from auxnas_layers.errors import ExportError, bullets
+from auxnas_layers.export.ties import Ties, path_to, references
 from auxnas_layers.features.undisturbed import all_same, same
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -30,24 +33,95 @@ class _CopyingResults(TorchFunctionMode):
 
 
 @torch.inference_mode(False)  # or the copies could never be trained
-def copy_network(net: Net, memo: dict[int, Any] | None = None) -> Net:
-    """An independent copy of a network: its class, keys and flags; all tensors in it are ordinary ones.
+def copy_networks(nets: Sequence[Net], left_behind: Collection[nn.Module] = ()) -> list[Net]:
+    """Independent copies of networks: their classes, keys and flags; all tensors in them are ordinary ones.
+
+    What several networks share, their copies share.
 
     Args:
-        net: The network.
-        memo: As of `copy.deepcopy`: what several networks share, their copies share through it.
+        nets: The networks.
+        left_behind: Modules that no copy may contain.
 
     Raises:
-        ExportError: If the copy is not the same network.
+        ExportError: If a network cannot be copied, or a copy is not the same network.
     """
+    memo: dict[int, Any] = {}
+    copies = [_copy(net, memo) for net in nets]
+    for net in nets:
+        _refuse_company(net, memo, left_behind)
+        for parameter in net.parameters():  # deepcopy leaves their attributes out
+            vars(memo.get(id(parameter), parameter)).update(copy.deepcopy(vars(parameter), memo))
+    ties = Ties(memo, list(nets))
+    for net, copied in zip(nets, copies, strict=True):
+        ties.cut(copied)
+        if problems := _differences(net, copied):
+            raise ExportError(bullets(f"deepcopy of {type(net).__name__} does not give the same network:", problems))
+    return copies
+
+
+def _copy(net: Net, memo: dict[int, Any]) -> Net:
+    _refuse_elsewhere(net)
+    known = dict(memo)
     try:
         with _CopyingResults():
-            exported = copy.deepcopy(net, {} if memo is None else memo)
+            return copy.deepcopy(net, memo)
     except Exception as error:
-        raise ExportError(f"{type(net).__name__} cannot be copied by copy.deepcopy: {error}") from error
-    if problems := _differences(net, exported):
-        raise ExportError(bullets(f"deepcopy of {type(net).__name__} does not give the same network:", problems))
-    return exported
+        place = _culprit(net, known)
+        kind = f"{type(net).__name__}{place}"
+        raise ExportError(
+            f"{kind} cannot be copied by copy.deepcopy: {error}. Delete it before the export, or give its class a "
+            "__deepcopy__ or __getstate__ that leaves it out"
+        ) from error
+
+
+def _culprit(value: Any, memo: dict[int, Any], path: str = "") -> str:
+    """Where in an object the part is that deepcopy does not copy, as messages name it."""
+    for name, item in references(value):
+        if isinstance(item, type) or (path + name).count(".") > 30:
+            continue
+        try:
+            with _CopyingResults():
+                copy.deepcopy(item, dict(memo))
+        except Exception:
+            return _culprit(item, memo, path + name)
+    return path
+
+
+def _refuse_elsewhere(net: nn.Module) -> None:
+    """Refuse a network whose parameters are not here as a whole.
+
+    Raises:
+        ExportError: If they are offloaded or sharded.
+    """
+    for name, module in net.named_modules():
+        if hasattr(module, "_hf_hook") and any(p.is_meta for p in module.parameters(recurse=False)):
+            raise ExportError(
+                f"{type(net).__name__}: the parameters of {name!r} are offloaded by a hook of accelerate; call "
+                "accelerate.hooks.remove_hook_from_submodules(net) first, which brings them back"
+            )
+    for name, parameter in net.named_parameters():
+        if type(parameter.data).__name__ == "DTensor" or hasattr(parameter, "ds_id"):
+            raise ExportError(
+                f"{type(net).__name__}: the parameter {name!r} is sharded over several processes; gather the whole "
+                "state (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True, or "
+                "DeepSpeed's zero_to_fp32), load it into a wrapper that is not sharded, and export from that"
+            )
+
+
+def _refuse_company(net: nn.Module, memo: dict[int, Any], left_behind: Collection[nn.Module]) -> None:
+    """Refuse a copy that has taken other modules along.
+
+    Raises:
+        ExportError: If it has; says where the network refers to them.
+    """
+    company = {id(module): module for module in left_behind if id(module) in memo}
+    if company:
+        place = path_to(net, lambda value: id(value) in company, inf) or ""
+        kinds = sorted({type(module).__name__ for module in company.values()})
+        raise ExportError(
+            f"{type(net).__name__}{place} refers to what an export leaves behind ({', '.join(kinds)}); delete that "
+            "attribute or hook before the export"
+        )
 
 
 def _differences(net: nn.Module, exported: nn.Module) -> list[str]:

@@ -1,7 +1,8 @@
 """Parameters and FLOPs (multiplications and additions of one forward pass, by torch.utils.flop_counter)."""
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from auxnas_layers._engine.joint import AuxNASOutput, JoinedNets
+from auxnas_layers.errors import AuxNASWarning
+from auxnas_layers.export.compare import comparable
 from auxnas_layers.features.inputs import Inputs
 from auxnas_layers.features.taps import PRIMARY
-from auxnas_layers.features.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,18 @@ class Cost:
 
     Args:
         parameters: Number of parameters.
-        flops: Floating-point operations of one forward pass on the example inputs, as far as torch counts them.
+        flops: Floating-point operations of one forward pass on the example inputs, as far as torch counts them; None
+            if it cannot count them.
+        problem: Why not.
     """
 
     parameters: int
-    flops: int
+    flops: int | None
+    problem: str = field(default="", compare=False)
 
     @override
     def __str__(self) -> str:
-        return f"{self.parameters:>14,}  {self.flops:>16,}"
+        return f"{self.parameters:>14,}  {'not counted' if self.flops is None else format(self.flops, ','):>16}"
 
 
 @dataclass(frozen=True)
@@ -75,23 +80,36 @@ def _lstm_flops(sequence: Sequence[int], inward: Sequence[int], recurrent: Seque
 
 
 def measure(net: nn.Module, inputs: Inputs) -> Cost:
-    """Parameters and FLOPs of one forward pass in eval mode; the network is left unchanged.
+    """Parameters and FLOPs of one forward pass in eval mode; the network is left unchanged, its own errors are raised.
 
     >>> measure(nn.Linear(3, 4), Inputs((torch.zeros(2, 3),))).flops
     48
     """
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops})
-    # With gradients enabled: without them transformer layers may take a fused path that the counter cannot see.
-    with undisturbed(net), torch.enable_grad(), counter:
-        inputs.call_with_copies(net)
+    try:
+        with comparable(net), counter:
+            inputs.call_with_copies(net)
+    except Exception as error:  # of a kernel that the counter does not know, say
+        with comparable(net):
+            inputs.call_with_copies(net)
+        return Cost(count_parameters(net), None, f"{type(net).__name__}: {type(error).__name__}: {error}")
     return Cost(count_parameters(net), counter.get_total_flops())
+
+
+def warn_uncounted(*costs: Cost) -> None:
+    """Warn once if the FLOPs of a network could not be counted."""
+    if problems := [cost.problem for cost in costs if cost.problem]:
+        message = f"FLOPs are not counted, which changes nothing else; torch's counter fails on {problems[0]}"
+        warnings.warn(message, AuxNASWarning, stacklevel=2)
 
 
 def cost_of(joined: JoinedNets, call: Inputs) -> CostReport:
     """What the networks cost alone, and joined with every edge that is open in training."""
     routed = joined._route_example(call)
-    flops = sum(measure(net, routed[aux]).flops for aux, net in joined._aux_nets().items())
-    auxiliary = Cost(count_parameters(joined.aux_net), flops)
+    auxes = [measure(net, routed[aux]) for aux, net in joined._aux_nets().items()]
+    counted = [cost.flops for cost in auxes if cost.flops is not None]
+    problem = next((cost.problem for cost in auxes if cost.problem), "")
+    auxiliary = Cost(count_parameters(joined.aux_net), None if problem else sum(counted), problem)
     return CostReport(measure(joined.primary_net, routed[PRIMARY]), auxiliary, measure(_AsTrained(joined), call))
 
 

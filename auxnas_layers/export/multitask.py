@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 import torch
 from typing_extensions import override
@@ -10,12 +10,13 @@ from typing_extensions import override
 from auxnas_layers._engine.joint import JoinedNets
 from auxnas_layers._torch.state import numbers
 from auxnas_layers.errors import ExportError, bullets
-from auxnas_layers.export.compare import evaluate, largest_difference
-from auxnas_layers.export.copying import copy_network
-from auxnas_layers.export.cost import cost_of, measure
+from auxnas_layers.export.compare import largest_difference, net_outputs, wrapper_outputs
+from auxnas_layers.export.copying import copy_networks
+from auxnas_layers.export.cost import cost_of, measure, warn_uncounted
 from auxnas_layers.export.report import ExportReport
 from auxnas_layers.features.inputs import Inputs
 from auxnas_layers.features.undisturbed import undisturbed
+from auxnas_layers.fusion.bank import FusionBank
 from auxnas_layers.search.edges import Architecture, Direction, Edge
 from auxnas_layers.search.gate_bank import GateBank, OpenGates
 from auxnas_layers.search.gates import FixedGate, Gate
@@ -48,12 +49,12 @@ class MultitaskNet(JoinedNets):
     (True, True)
     """
 
-    @torch.inference_mode(False)  # as `copy_network`: its fusions and gates are ordinary tensors, too
+    @torch.inference_mode(False)  # as in `copy_networks`: its fusions and gates are ordinary tensors, too
     def __init__(self, joined: JoinedNets, gates: OpenGates) -> None:
-        memo: dict[int, Any] = {}
-        primary_net = copy_network(joined.primary_net, memo)
-        auxes = {aux: copy_network(net, memo) for aux, net in joined._aux_nets().items()}
-        fusions = copy_network(joined.fusions, memo).by_layer()
+        nets = [joined.primary_net, *joined._aux_nets().values(), joined.fusions]
+        primary_net, *aux_nets, bank = copy_networks(nets, [joined])
+        auxes = dict(zip(joined._aux_nets(), aux_nets, strict=True))
+        fusions = cast(FusionBank, bank).by_layer()
         edges = joined.gates.edges
         super().__init__(
             primary_net,
@@ -110,12 +111,14 @@ def export_multitask(joined: JoinedNets, call: Inputs | None) -> tuple[Multitask
     report = ExportReport(dropped, kept=kept)
     if call is None:
         return exported, report
-    difference = largest_difference(exported, call, evaluate(joined, call))
+    expected = wrapper_outputs(joined, call)
+    difference = largest_difference(net_outputs(exported, call, joined), expected)
     if difference:
         raise ExportError(f"the exported networks differ from the wrapper's outputs by {difference:g}")
-    cost = cost_of(joined, call)
+    cost, alone = cost_of(joined, call), measure(exported, call)
+    warn_uncounted(alone, cost.primary, cost.auxiliary, cost.training)
     report = replace(report, training=cost.training, primary=cost.primary, auxiliary=cost.auxiliary)
-    return exported, replace(report, max_difference=difference, exported=measure(exported, call))
+    return exported, replace(report, max_difference=difference, exported=alone)
 
 
 def check_decided(gates: Mapping[Direction, Gate], edges: Mapping[Direction, Sequence[Edge]]) -> None:

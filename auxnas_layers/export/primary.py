@@ -6,9 +6,9 @@ from torch import nn
 
 from auxnas_layers._engine.joint import JoinedNets
 from auxnas_layers.errors import ExportError
-from auxnas_layers.export.compare import evaluate, largest_difference
-from auxnas_layers.export.copying import copy_network
-from auxnas_layers.export.cost import cost_of, measure
+from auxnas_layers.export.compare import largest_difference, net_outputs, refuse_globals, wrapper_outputs
+from auxnas_layers.export.copying import copy_networks
+from auxnas_layers.export.cost import cost_of, measure, warn_uncounted
 from auxnas_layers.export.report import ExportReport, check_closed
 from auxnas_layers.features.inputs import Inputs
 from auxnas_layers.features.taps import PRIMARY
@@ -25,7 +25,7 @@ def export_primary(joined: JoinedNets, call: Inputs | None, *, allow_open: bool)
 
     Args:
         joined: The networks.
-        call: Inputs to compare outputs on; None to compare nothing.
+        call: Inputs to compare outputs on; None to call no network.
         allow_open: Whether edges into the primary that are still open may be cut.
 
     Raises:
@@ -35,14 +35,18 @@ def export_primary(joined: JoinedNets, call: Inputs | None, *, allow_open: bool)
     architecture = joined.gates.architecture()
     acting = joined.fusions.acting(joined._tapped()[PRIMARY])
     cut = check_closed(architecture, acting, allow_open=allow_open, otherwise=_CLOSE)
-    exported = copy_network(joined.primary_net)
+    own = set(joined.primary_net.modules())
+    (exported,) = copy_networks([joined.primary_net], [module for module in joined.modules() if module not in own])
     report = ExportReport(architecture.edges, cut)
     if call is None:
+        refuse_globals(exported, joined.primary_net)
         return exported, report
-    own = joined._route_example(call)[PRIMARY]
-    difference = largest_difference(exported, own, evaluate(joined, call).primary)
+    inputs, expected = joined._route_example(call)[PRIMARY], wrapper_outputs(joined, call).primary
+    difference = largest_difference(net_outputs(exported, inputs, joined.primary_net), expected)
     if difference and not (cut or acting):
         raise ExportError(f"the exported network differs from the wrapper's primary output by {difference:g}")
-    cost = cost_of(joined, call)
-    report = replace(report, training=cost.training, primary=cost.primary)
-    return exported, replace(report, max_difference=difference, exported=measure(exported, own))
+    cost, alone = cost_of(joined, call), measure(exported, inputs)
+    warn_uncounted(alone, cost.primary, cost.training)
+    return exported, replace(
+        report, max_difference=difference, training=cost.training, primary=cost.primary, exported=alone
+    )

@@ -53,6 +53,11 @@ class GateBank(nn.ModuleDict):
 
     # Reading
 
+    def is_searching(self, direction: Direction) -> bool:
+        """Whether gates of a direction may still move, as far as the host knows."""
+        gate = self._gate(direction)
+        return gate.searched and gate.settled() is None
+
     def now(self) -> OpenGates:
         """The gates of one forward pass; in training, gates at 0 are closed for good first.
 

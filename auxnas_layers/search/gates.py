@@ -149,11 +149,13 @@ class Gate(nn.Module):
         if known is not None and all(value <= ceiling for value in known):
             return
         # Through .data: a backward pass that is still to come may have saved alpha, and autograd would refuse it.
+        # Not where a gate is closed, which optimisers still move: after a resume alpha would be another there.
         alpha, highest = self.alpha.data, self.highest(ceiling)
+        lower = self.kept | ((alpha > highest) & ~self.closed)
         if isinstance(highest, float):
-            alpha.masked_fill_(self.kept, highest).clamp_(max=highest)
+            alpha.masked_fill_(lower, highest)
         else:
-            alpha.copy_(torch.where(self.kept, highest, torch.minimum(alpha, highest)))
+            alpha.copy_(torch.where(lower, highest, alpha))
         if ceiling > 0:
             self.closed.logical_or_(self.squash(self.alpha) == 0)
         else:
@@ -229,9 +231,10 @@ class ClampedGate(Gate):
     @torch.no_grad()
     def settle_(self, ceiling: float = 1.0) -> None:
         """As for every gate; and where it is not closed, alpha returns to where its gradient does not vanish."""
+        below = ~self.closed & (self.alpha.data < 0)
         super().settle_(ceiling)
         if self.settled() is None:
-            self.alpha.data.clamp_(min=0.0)
+            self.alpha.data.masked_fill_(below, 0.0)
 
 
 class SigmoidGate(Gate):

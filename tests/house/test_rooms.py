@@ -16,7 +16,7 @@ from auxnas_layers import AuxNASWrapper
 
 PACKAGE = ROOT / "auxnas_layers"
 PACKAGES = {
-    "_torch": ["hooks", "compiled", "state"],
+    "_torch": ["hooks", "operands", "compiled", "state"],
     "features": [
         "layouts",
         "align",
@@ -30,9 +30,24 @@ PACKAGES = {
         "suggest",
     ],
     "fusion": ["sizing", "projection", "base", "cross_task", "nddr", "cross_stitch", "listener", "bank"],
-    "search": ["edges", "spaces", "host_copy", "gates", "penalties", "searches", "gate_bank"],
-    "_engine": ["checkpoint", "taps", "workers", "lockstep", "run", "exchange", "survey", "groups", "joint"],
-    "export": ["cost", "report", "copying", "compare", "primary", "multitask"],
+    "search": ["edges", "spaces", "host_copy", "gates", "penalties", "searches", "gate_bank", "watch"],
+    "_engine": [
+        *[
+            "checkpoint",
+            "taps",
+            "workers",
+            "deadlock",
+            "lockstep",
+            "run",
+            "exchange",
+            "survey",
+            "groups",
+            "saving",
+            "trainer",
+        ],
+        "joint",
+    ],
+    "export": ["ties", "copying", "compare", "cost", "report", "primary", "multitask"],
 }
 ROOMS = [
     "errors",

@@ -42,6 +42,7 @@ class Raise:
 
 
 @pytest.mark.pairwise
+@pytest.mark.filterwarnings("ignore:evaluated with")
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("way", SEARCHES)
 @pytest.mark.parametrize("case, side, number", PLACES, ids=lambda value: str(value))

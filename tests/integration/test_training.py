@@ -14,6 +14,7 @@ from torch import nn
 from zoo import CASES, Cnn, Conv1d, Vit
 
 from auxnas_layers import Architecture, AuxG, AuxNAS, AuxNASWrapper, DepthLimited, Inputs
+from auxnas_layers.errors import AuxNASWarning
 from auxnas_layers.search import ClampedGate, SigmoidGate
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -69,7 +70,8 @@ def test_the_same_progress_gives_the_same_penalty_and_earlier_progress_reopens_n
     wrapper = make(example_inputs=IMAGES)
     assert wrapper.search_penalty(0.25) == wrapper.search_penalty(0.25) > 0
     wrapper.search_penalty(0.4)
-    wrapper.search_penalty(0.0)
+    with pytest.warns(AuxNASWarning, match="progress has fallen"):
+        wrapper.search_penalty(0.0)
     assert not wrapper.architecture().open_edges("aux_to_primary")
 
 
@@ -227,6 +229,7 @@ def test_several_auxiliaries_each_hear_the_primary(lockstep):
     assert directions == {"depth_to_primary", "parts_to_primary", "primary_to_depth", "primary_to_parts"}
 
 
+@pytest.mark.filterwarnings("ignore:evaluated with")
 def test_the_primary_sums_the_edges_of_all_auxiliaries_as_they_are_before_fusion():
     """A slow forward written out by hand, for the default order of calls."""
     wrapper = several(AuxNAS(own_share=0.5, start="scaled", aux_to_primary_start=0.5), search_space=DepthLimited(1))

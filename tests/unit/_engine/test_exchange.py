@@ -8,7 +8,7 @@ from mlps import X
 from torch import nn
 from zoo import CASES, Cnn, Flattening, Vit
 
-from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper, Inputs, LayoutError, Tap, TapError
+from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper, Inputs, LayoutError, Tap
 
 BY_NAME = {case.name: case for case in CASES}
 

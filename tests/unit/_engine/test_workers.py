@@ -137,7 +137,7 @@ def test_several_threads_may_make_the_first_forward():
 
 
 def idle(wrapper):
-    return [worker._thread for worker in pool_of(wrapper)._idle]
+    return [worker.thread for worker in pool_of(wrapper)._idle]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pairs import IMAGES
 from zoo import Cnn
 
 from auxnas_layers import MTLNAS, AuxNAS, AuxNASWrapper, ExportError, NDDRFusion
-from auxnas_layers.export.copying import copy_network
+from auxnas_layers.export.copying import copy_networks
 
 
 def test_export_refuses_a_network_whose_copy_is_another():
@@ -52,7 +52,7 @@ def test_what_a_network_keeps_is_gone_through_once_as_by_deepcopy():
     net.vocabulary = Vocabulary((f"word{i}", i) for i in range(100))
     copy.deepcopy(net)
     once, Vocabulary.passes = Vocabulary.passes, 0
-    copied = copy_network(net)
+    copied = copy_networks([net])[0]
     assert Vocabulary.passes == once and copied.vocabulary == net.vocabulary
 
 
@@ -64,7 +64,7 @@ def test_results_that_a_network_keeps_anywhere_are_copied_without_their_graph():
     result = net(IMAGES)
     net.last, net.all, net.holder = result, {"results": [result]}, Holder()
     net.holder.result = result
-    copied = copy_network(net)
+    copied = copy_networks([net])[0]
     found = [copied.last, copied.all["results"][0], copied.holder.result]
     assert all(tensor is found[0] for tensor in found) and found[0] is not result
     assert found[0].equal(result) and not found[0].requires_grad
