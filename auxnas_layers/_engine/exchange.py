@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from auxnas_layers._torch.state import version
-from auxnas_layers.errors import LayoutError, TapError
+from auxnas_layers.errors import LayoutError, TapError, bullets
 from auxnas_layers.features.align import align
 from auxnas_layers.features.dry_run import LayerInfo
 from auxnas_layers.features.layouts import Layout
 from auxnas_layers.features.taps import PRIMARY, Layer
-from auxnas_layers.fusion.base import Fusion
+from auxnas_layers.fusion.base import Fusion, OpenEdges
 from auxnas_layers.search.edges import Edge
 from auxnas_layers.search.gate_bank import OpenGates
 
@@ -65,11 +65,24 @@ class FeatureExchange:
         fusion, overwritten = self.fusions[layer], self.layers[layer].overwritten
         if not edges and fusion.residual:
             return feature
+        self._check_widths(layer, feature, edges)
         fused: Tensor = fusion(feature, edges)
         # The next layer overwrites it; the last function of the fusion may need it for its gradient, as a ReLU does.
         if edges and not overwritten:
             self.fused[layer] = fused, version(fused)
         return fused.clone() if overwritten and not fusion.residual else fused
+
+    def _check_widths(self, layer: Layer, feature: Tensor, edges: OpenEdges) -> None:
+        """Refuse features with other channels than those for which the fusion has weights."""
+        fusion = self.fusions[layer]
+        dim, (own, *others) = fusion.channel_dim, fusion.sizes
+        now = [feature.shape[dim], *(source.shape[dim] for source, _ in edges.values())]
+        was = [own, *(others[j] for j in edges)]
+        if now != was:
+            names = [str(layer), *(f"{self.open[layer][j][0]} -> {layer}" for j in edges)]
+            wrong = [f"{name}: {a} channels, {b}" for name, a, b in zip(names, now, was, strict=True) if a != b]
+            rule = "features have other channels than when the edges were sized (now, then); wrap the networks anew:"
+            raise LayoutError(bullets(rule, wrong))
 
     def overwritten(self) -> list[Layer]:
         """Layers modified in place that the dry run missed; the features of these layers are copied from now on."""

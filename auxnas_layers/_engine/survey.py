@@ -6,6 +6,7 @@ from auxnas_layers._engine.taps import Branch
 from auxnas_layers.errors import LayoutError, TapError, bullets
 from auxnas_layers.features.align import check_alignable
 from auxnas_layers.features.dry_run import LayerInfo, call_problems, layout_problems, observe
+from auxnas_layers.features.ignored import ignored_problems
 from auxnas_layers.features.taps import Layer
 from auxnas_layers.search.edges import Edge
 
@@ -29,6 +30,10 @@ def survey(
             wrong_taps += call_problems(branch.role, names, found, order)
         wrong_layouts += layout_problems(branch.role, branch.points, found)
         layers |= {Layer(branch.role, name): info for name, info in found.items()}
+    if not wrong_taps:  # which can only be looked for where layers are called once and return a feature
+        for branch in (primary, *auxes.values()):
+            receiving = [point for point in branch.points if edges.get(Layer(branch.role, point.name))]
+            wrong_taps += ignored_problems(branch.role, branch.net, branch.inputs, receiving)
     if wrong_taps:
         raise TapError(bullets("these taps cannot be fused:", list(dict.fromkeys(wrong_taps))))
     if wrong := wrong_layouts or _alignment_problems(edges, layers):

@@ -25,7 +25,8 @@ def align(source: Tensor, source_layout: Layout, target_shape: Sequence[int], ta
     - Place axes pair by name; the others pair in order, if both features have equally many of them.
     - A paired axis is average-pooled where it shrinks and interpolated linearly where it grows.
     - An axis of the source alone is averaged; one of the target alone is repeated.
-    - An axis ``n`` (tokens) opposite a grid is read as that grid if its length fits, after up to 5 extra tokens.
+    - An axis ``p`` (patches) opposite a grid is read as that grid if its length fits, after up to 5 extra tokens. Any
+      other axis, such as ``n`` (tokens of a text), never is, whatever its length.
     - Extra tokens of the target get those of the source if it has equally many, otherwise the source's mean.
 
     Args:
@@ -42,7 +43,7 @@ def align(source: Tensor, source_layout: Layout, target_shape: Sequence[int], ta
         LayoutError: If the batches differ, or a flattened grid cannot be unfolded.
 
     >>> import torch
-    >>> align(torch.zeros(2, 8, 4, 4), Layout("b c h w"), (2, 197, 6), Layout("b n c")).shape
+    >>> align(torch.zeros(2, 8, 4, 4), Layout("b c h w"), (2, 197, 6), Layout("b p c")).shape
     torch.Size([2, 197, 8])
     """
     plan = _plan(source_layout.text, tuple(source.shape), target_layout.text, tuple(target_shape))
@@ -132,8 +133,8 @@ def _with_channels(layout: Layout, shape: Sequence[int], channels: int) -> tuple
 
 
 def _as_grid(layout: Layout, shape: Sequence[int], other: Layout, other_shape: Sequence[int]) -> Layout:
-    """Read a row of tokens ``n`` as the grid of the other feature, after as few extra tokens as its length allows."""
-    if "n" not in layout.text.split() or layout.places != ("n",) or len(other.places) < 2:
+    """Read a row of patches ``p`` as the grid of the other feature, after as few extra tokens as its length allows."""
+    if "p" not in layout.text.split() or layout.places != ("p",) or len(other.places) < 2:
         return layout
     length, hint = shape[layout.place_dims[0]], _direct(other, other_shape)
     ways = [(extra, way) for way in (_in_proportion, _by_stride) for extra in range(_MOST_EXTRA_TOKENS + 1)]
@@ -142,7 +143,7 @@ def _as_grid(layout: Layout, shape: Sequence[int], other: Layout, other_shape: S
     for extra, way in ways:
         if way(length - extra, other.places, hint):
             group = f"({' '.join(other.places)})"
-            return Layout(re.sub(r"\bn\b", f"{extra}+{group}" if extra else group, layout.text))
+            return Layout(re.sub(r"\bp\b", f"{extra}+{group}" if extra else group, layout.text))
     return layout
 
 

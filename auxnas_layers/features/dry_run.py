@@ -81,8 +81,8 @@ class _Watcher:
         if self.keep:
             self.kept = feature, version(feature)
 
-    def finish(self, output: Any, batches: Collection[int]) -> LayerInfo:
-        """What is known once the network has returned `output`, which its user may overwrite."""
+    def finish(self, output: Any, batches: Collection[int], inputs: Sequence[Tensor]) -> LayerInfo:
+        """What is known once the network has made `output`, which its user may overwrite, of these inputs."""
         if self.info.shape is None:
             return self.info
         info = self.info
@@ -91,19 +91,27 @@ class _Watcher:
             returned = any(tensor is feature for _, tensor in features(output))
             info = replace(info, overwritten=returned or version(feature) != before)
         try:
-            layout = self.layout(self.info.shape, batches)
+            layout = self.layout(self.info.shape, batches, inputs)
             layout.channels(self.info.shape)
             return replace(info, layout=layout)
         except LayoutError as error:
             return replace(info, problem=str(error))
 
-    def layout(self, shape: Sequence[int], batches: Collection[int]) -> Layout:
+    def layout(self, shape: Sequence[int], batches: Collection[int], inputs: Sequence[Tensor]) -> Layout:
         """The layout that the user gave, or else the inferred one."""
         if self.point.layout:
             return Layout(self.point.layout)
         if takes_time_first(self.module) and len(shape) == 3:
             return Layout("t b c")
-        return infer_layout(shape, self.leaves, batches)
+        found = infer_layout(shape, self.leaves, batches)
+        return Layout("b p c") if found.text == "b n c" and _are_patches(shape[1], self.leaves, inputs) else found
+
+
+def _are_patches(length: int, leaves: Sequence[nn.Module], inputs: Sequence[Tensor]) -> bool:
+    """Whether a row of tokens is a picture's: the network sees pictures, and no text of this length."""
+    texts = {x.shape[1] for x in inputs if x.dim() == 2 and not (x.is_floating_point() or x.dtype is torch.bool)}
+    pictures = any(x.dim() >= 4 for x in inputs) or any(isinstance(leaf, nn.Conv2d | nn.Conv3d) for leaf in leaves)
+    return pictures and length not in texts
 
 
 def takes_time_first(module: nn.Module) -> bool:
@@ -152,7 +160,8 @@ def observe(
     counted = [(module, counter) for module in modules.values() if takes_time_first(module)]
     with hooked([*((watcher.module, watcher) for watcher in watchers), *counted]), undisturbed(net), torch.no_grad():
         output = inputs.call_with_copies(net)
-        found = {watcher.point.name: watcher.finish(output, counter.batches) for watcher in watchers}
+        given = [tensor for _, tensor in features((inputs.args, dict(inputs.kwargs)))]
+        found = {watcher.point.name: watcher.finish(output, counter.batches, given) for watcher in watchers}
     # In-place dropout overwrites features only in train mode, which a dry run in eval mode cannot see.
     drops = any(getattr(module, "inplace", False) for module in modules.values() if "Dropout" in type(module).__name__)
     return {name: replace(info, overwritten=info.overwritten or drops) for name, info in found.items()}, order

@@ -38,6 +38,14 @@ def _items(output: Any) -> Iterable[tuple[Key, Any]]:
     return ()
 
 
+def is_transparent(output: Any, above: tuple[int, ...] = ()) -> bool:
+    """Whether `features` finds all that is in an output: it has no objects of other kinds, which may keep tensors."""
+    if output is None or isinstance(output, Tensor | int | float | str) or id(output) in above:
+        return True
+    known = isinstance(output, Mapping | tuple | list) or is_dataclass(output)
+    return known and all(is_transparent(value, (*above, id(output))) for _, value in _items(output))
+
+
 def is_feature(tensor: Tensor) -> bool:
     """Whether a tensor can be fused: dense and floating-point, with a batch and channels."""
     return _is_dense(tensor) and tensor.is_floating_point() and tensor.dim() >= 2
@@ -69,8 +77,8 @@ def find_feature(output: Any, select: Select) -> tuple[Path, Tensor]:
         path = select if isinstance(select, tuple) else (select,)
         found = {key: tensor for key, tensor in features(output) if key == path}
     if len(found) > 1:
-        choices = ", ".join(f"{_as_select(path)!r}: {tuple(tensor.shape)}" for path, tensor in found.items())
-        first = _as_select(next(iter(found)))
+        choices = ", ".join(f"{as_select(path)!r}: {tuple(tensor.shape)}" for path, tensor in found.items())
+        first = as_select(next(iter(found)))
         how = f"Tap(..., primary_select={first!r}), or aux_select={first!r} if the layer is the auxiliary's"
         raise TapError(f"returns several tensors ({choices}); choose one by {how}")
     for path, tensor in found.items():
@@ -98,12 +106,13 @@ def _why_none(output: Any, select: Select, found: list[Tensor]) -> str:
             f"a {tensor.dtype} tensor of {tensor.dim()} dimensions" if _is_dense(tensor) else "a nested or sparse one"
         )
         return f"returns no feature but {kind}; a feature is a dense floating-point tensor, (batch, ..., channels)"
-    there = ", ".join(repr(_as_select(path)) for path, _ in features(output) if path) or "no tensor"
+    there = ", ".join(repr(as_select(path)) for path, _ in features(output) if path) or "no tensor"
     at = "" if select is None else f" at {select!r}"
     return f"returns no feature{at}; it returns a {type(output).__name__} with {there}"
 
 
-def _as_select(path: Path) -> Select:
+def as_select(path: Path) -> Select:
+    """A path as a user would write it."""
     return path[0] if len(path) == 1 else path
 
 

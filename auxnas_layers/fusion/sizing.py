@@ -71,6 +71,11 @@ class EdgeWeights(nn.Module):
         """Whether the channels are still unknown."""
         return self._sizes is None
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Channels of the feature that receives, and of each source; empty if they are unknown."""
+        return self._sizes or ()
+
     def materialise(
         self,
         channels: int,

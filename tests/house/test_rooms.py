@@ -25,6 +25,7 @@ PACKAGES = {
         "inputs",
         "undisturbed",
         "dry_run",
+        "ignored",
         "listing",
         "parts",
         "suggest",

@@ -98,3 +98,11 @@ def test_hooks_of_the_user_on_fusions_fire(search):
         gate.set_([0.0] * len(gate.closed))
     wrapper(torch.randn(2, 3, 8, 8))
     assert search == AuxNAS() or [at for at, _ in seen] == [("aux", "0"), ("aux", "1")]  # a share of its own is left
+
+
+@pytest.mark.parametrize("change", ["primary_net", "aux_net"])
+def test_a_layer_that_has_another_width_now_is_named_with_both_widths(change):
+    wrapper = AuxNASWrapper(*(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)) for _ in "12"), ["0"], example_inputs=X)
+    getattr(wrapper, change)[0] = nn.Linear(4, 6)
+    with pytest.raises(LayoutError, match=r"other channels than when the edges were sized .*\n.*'0'.*: 6 channels, 8"):
+        wrapper(X)

@@ -354,30 +354,40 @@ def test_extra_tokens_of_a_target_that_shares_no_place_get_the_mean_too(source, 
 @pytest.mark.parametrize("length, extra", [(196, 0), (197, 1), (198, 2), (201, 5)])
 def test_tokens_are_read_as_the_grid_of_the_other_feature(length, extra):
     x = torch.randn(2, length, 3)
-    out = aligned(x, "b n c", (2, 6, 14, 14), "b c h w")
+    out = aligned(x, "b p c", (2, 6, 14, 14), "b c h w")
     assert out.shape == (2, 3, 14, 14)
     for i, j in itertools.product(range(14), range(14)):
         assert torch.equal(out[:, :, i, j], x[:, extra + 14 * i + j])
     y = torch.randn(2, 3, 14, 14)
-    back = aligned(y, "b c h w", (2, length, 6), "b n c")
+    back = aligned(y, "b c h w", (2, length, 6), "b p c")
     assert back.shape == (2, length, 3)
     assert torch.equal(back[:, extra:].mT, y.flatten(2))
     torch.testing.assert_close(back[:, :extra], y.mean((2, 3))[:, None].expand(2, extra, 3))
 
 
+@pytest.mark.parametrize("length", [196, 197, 198, 201, 202, 15, 49])
+def test_a_text_is_never_read_as_a_grid_whatever_its_length(length):
+    """What an edge means must not hang on how long the longest text of a batch is."""
+    x, y = torch.randn(2, length, 3), torch.randn(2, 3, 14, 14)
+    mean = x.mean(1)[:, :, None, None].expand(2, 3, 14, 14)
+    torch.testing.assert_close(aligned(x, "b n c", (2, 6, 14, 14), "b c h w"), mean)
+    mean = y.mean((2, 3))[:, None].expand(2, length, 3)
+    torch.testing.assert_close(aligned(y, "b c h w", (2, length, 6), "b n c"), mean)
+
+
 def test_tokens_take_as_few_extra_ones_as_their_length_allows():
     x = torch.arange(5.0).view(1, 5, 1)  # 1 + 2 x 2, not 4 + 1 x 1
-    assert aligned(x, "b n c", (1, 1, 2, 2), "b c h w").flatten().tolist() == [1, 2, 3, 4]
+    assert aligned(x, "b p c", (1, 1, 2, 2), "b c h w").flatten().tolist() == [1, 2, 3, 4]
 
 
 def test_tokens_that_fit_no_grid_are_averaged_or_get_the_mean():
     for length in (15, 202):  # 6 more than 3 x 3, than 14 x 14
         x = torch.randn(2, length, 3)
-        out = aligned(x, "b n c", (2, 6, 14, 14), "b c h w")
+        out = aligned(x, "b p c", (2, 6, 14, 14), "b c h w")
         torch.testing.assert_close(out, x.mean(1)[:, :, None, None].expand(2, 3, 14, 14))
         y = torch.randn(2, 3, 14, 14)
         torch.testing.assert_close(
-            aligned(y, "b c h w", (2, length, 6), "b n c"), y.mean((2, 3))[:, None].expand(2, length, 3)
+            aligned(y, "b c h w", (2, length, 6), "b p c"), y.mean((2, 3))[:, None].expand(2, length, 3)
         )
 
 
@@ -396,11 +406,11 @@ def test_proportions_that_are_not_square_come_from_the_other_feature(length, gri
     target = shaped("b c h w", b=1, c=2, h=3, w=5)
     x = torch.randn(1, length, 2, dtype=torch.float64)
     expected = check(source, target, x)
-    torch.testing.assert_close(aligned(x, "b n c", target.shape, "b c h w"), expected)
+    torch.testing.assert_close(aligned(x, "b p c", target.shape, "b c h w"), expected)
     renamed = aligned(x, source.text.replace("h w", "y x"), target.shape, "b c h w")
     torch.testing.assert_close(renamed, expected)
     check(target, source)
-    upright = aligned(x, "b n c", (1, 2, 5, 3), "b c w h")  # h = 3 and w = 5 again, in another order
+    upright = aligned(x, "b p c", (1, 2, 5, 3), "b c w h")  # h = 3 and w = 5 again, in another order
     if not extra:
         source_upright = shaped("b (w h) c", b=1, c=2, w=grid[1], h=grid[0])
         torch.testing.assert_close(upright, oracle(x, source_upright, shaped("b c w h", b=1, c=2, w=5, h=3)))
@@ -423,7 +433,7 @@ def test_tokens_pair_with_other_rows_in_order():
     torch.testing.assert_close(aligned(x, "b n c", (2, 4, 3), "b n c"), x.unflatten(1, (4, 2)).mean(2))
 
 
-@pytest.mark.parametrize("text, length", [("b 1+(n) c", 197), ("b (n) c", 196)])
+@pytest.mark.parametrize("text, length", [("b 1+(p) c", 197), ("b (p) c", 196)])
 def test_tokens_in_brackets_may_meet_a_grid(text, length):
     assert aligned(torch.randn(2, length, 3), text, (2, 6, 14, 14), "b c h w").shape == (2, 3, 14, 14)
 
@@ -522,7 +532,7 @@ def test_tokens_beside_a_map_of_another_stride_are_read_as_their_grid_or_refused
         grid = torch.randn(1, 2, height // 16, width // 16)
         shape = (1, 2, *((-(-side // stride) if up else side // stride) for side in (height, width)))
         tokens = torch.cat([torch.randn(1, extra, 2), grid.flatten(2).mT], 1)
-        layout = Layout(f"b {f'{extra}+' if extra else ''}(h w) c" if named else "b n c")
+        layout = Layout(f"b {f'{extra}+' if extra else ''}(h w) c" if named else "b p c")
         wanted = align(grid, Layout("b c h w"), shape, Layout("b c h w"))
         try:
             found = torch.allclose(align(tokens, layout, shape, Layout("b c h w")), wanted, atol=1e-5)
