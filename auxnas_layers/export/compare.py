@@ -1,7 +1,6 @@
 """Comparing an exported network with the wrapper: both in eval mode, bit for bit."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from math import inf, ulp
 from typing import Any
 
@@ -9,29 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from auxnas_layers._engine.joint import AuxNASOutput, JoinedNets
-from auxnas_layers._torch.compiled import eager
 from auxnas_layers._torch.operands import operands
 from auxnas_layers.errors import ExportError
 from auxnas_layers.export.ties import named_by_a_global, path_to, storage_of
 from auxnas_layers.features.inputs import Inputs
 from auxnas_layers.features.outputs import features
-from auxnas_layers.features.undisturbed import same, undisturbed
-
-
-@contextmanager
-def comparable(*nets: nn.Module) -> Iterator[None]:
-    """Networks in eval mode, that compute the same way on both sides of a comparison, and are left unchanged.
-
-    Without compilation, since a copy of a compiled network is not compiled; and without the fast path of torch's own
-    encoders, which they take only where there are no hooks.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with eager(), undisturbed(*nets), torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+from auxnas_layers.features.undisturbed import comparable, same
 
 
 def wrapper_outputs(joined: JoinedNets, call: Inputs) -> AuxNASOutput:

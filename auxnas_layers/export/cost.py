@@ -1,22 +1,19 @@
 """Parameters and FLOPs (multiplications and additions of one forward pass, by torch.utils.flop_counter)."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from auxnas_layers._engine.joint import AuxNASOutput, JoinedNets
 from auxnas_layers.errors import AuxNASWarning
-from auxnas_layers.export.compare import comparable
+from auxnas_layers.features.flops import count_flops
 from auxnas_layers.features.inputs import Inputs
 from auxnas_layers.features.taps import PRIMARY
+from auxnas_layers.features.undisturbed import comparable
 
 
 @dataclass(frozen=True)
@@ -74,26 +71,19 @@ def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters() if not is_lazy(parameter))
 
 
-def _lstm_flops(sequence: Sequence[int], inward: Sequence[int], recurrent: Sequence[int], *_: Any, **__: Any) -> int:
-    """FLOPs of an LSTM layer on a CPU from the shapes of its input and weights; torch does not count them."""
-    return 2 * prod(sequence[:-1]) * (prod(inward) + prod(recurrent))
-
-
 def measure(net: nn.Module, inputs: Inputs) -> Cost:
     """Parameters and FLOPs of one forward pass in eval mode; the network is left unchanged, its own errors are raised.
 
+    >>> import torch
     >>> measure(nn.Linear(3, 4), Inputs((torch.zeros(2, 3),))).flops
     48
     """
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops})
     try:
-        with comparable(net), counter:
-            inputs.call_with_copies(net)
+        return Cost(count_parameters(net), count_flops(net, inputs))
     except Exception as error:  # of a kernel that the counter does not know, say
         with comparable(net):
             inputs.call_with_copies(net)
         return Cost(count_parameters(net), None, f"{type(net).__name__}: {type(error).__name__}: {error}")
-    return Cost(count_parameters(net), counter.get_total_flops())
 
 
 def warn_uncounted(*costs: Cost) -> None:

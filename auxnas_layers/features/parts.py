@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auxnas_layers._torch.compiled import uncompiled
+from auxnas_layers._torch.compiled import eager, uncompiled
 from auxnas_layers._torch.hooks import hooked
 from auxnas_layers.features.dry_run import LayerInfo, observe
 from auxnas_layers.features.inputs import Inputs
@@ -30,6 +30,7 @@ class Part:
         good: Whether it can be tapped: called once, with a feature of all samples that is used, of known layout.
         returned: Whether its feature is the network's output.
         starts_run: Whether it has weights and is no norm: then a run of single layers starts with it.
+        only_receives: Whether it is a `Listener`, which has no feature of its own.
         info: What a dry run found out about it.
         select: Where in its output the feature is that is used.
         parts: The layers called in it, in call order; a mere container counts as its contents.
@@ -43,6 +44,7 @@ class Part:
     good: bool = False
     returned: bool = False
     starts_run: bool = False
+    only_receives: bool = False
     info: LayerInfo = field(default_factory=LayerInfo)
     select: Select = None
     parts: tuple["Part", ...] = ()
@@ -67,11 +69,13 @@ class Part:
 def record(net: nn.Module, call: Inputs) -> Part:
     """Call a network twice, in eval mode, and return its layers as a tree; the network is left unchanged."""
     modules = {name: module for name, module in net.named_modules() if not isinstance(module, torch.jit.ScriptModule)}
-    recorders, outputs = _recorded(net, call, modules)
+    with eager():  # hooks break the graph of a block that is compiled as one
+        recorders, outputs = _recorded(net, call, modules)
     used = _used(outputs, recorders)
     batch = next((tensor.shape[0] for _, tensor in features((call.args, dict(call.kwargs))) if tensor.dim()), None)
     selects = {name: one.select(used, batch) for name, one in recorders.items() if one.called}
-    found, calls = observe(net, call, [Point(name, select=select) for name, select in selects.items()])
+    with eager():
+        found, calls = observe(net, call, [Point(name, select=select) for name, select in selects.items()])
     returned = {name for name, one in recorders.items() if any(t is end for t in one.found.values() for end in outputs)}
     samples = _samples(batch, [info for name, info in found.items() if name not in returned])
     order, work = {name: i for i, name in enumerate(calls)}, _work(modules, calls)
@@ -90,6 +94,7 @@ def record(net: nn.Module, call: Inputs) -> Part:
             _is_good(info, samples) and is_used(name),
             name in returned,
             _starts_run(modules[name]),
+            getattr(type(modules[name]), "only_receives", False) is True,
             info,
             selects.get(name),
             tuple(sorted((part(child) for child in _children(name, modules, found)), key=lambda one: one.order)),

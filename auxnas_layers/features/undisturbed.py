@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from auxnas_layers._torch.compiled import eager
 from auxnas_layers._torch.state import accelerator_devices, version
 
 
@@ -34,6 +35,22 @@ def undisturbed(*nets: nn.Module, training: bool | None = False) -> Iterator[Non
             stack.callback(setattr, module, "training", before)
             module.training = before if training is None else training
         yield
+
+
+@contextmanager
+def comparable(*nets: nn.Module) -> Iterator[None]:
+    """Networks in eval mode, that compute the same way on both sides of a comparison, and are left unchanged.
+
+    Without compilation, since a copy of a compiled network is not compiled; and without the fast path of torch's own
+    encoders, which they take only where there are no hooks.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with eager(), undisturbed(*nets), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager

@@ -28,6 +28,9 @@ class Listener(nn.Module):
     torch.Size([2, 8, 15, 20])
     """
 
+    only_receives = True
+    """It has no feature of its own; `suggest_taps` takes such layers of an auxiliary as its taps."""
+
     zero: Tensor
 
     def __init__(self, channels: int, *, channel_dim: int = 1) -> None:

@@ -1,5 +1,7 @@
 """Suggested taps: the rules on hand-written layers, then stages and blocks of small networks of every shape."""
 
+import copy
+import pickle
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -11,12 +13,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from zoo import CASES, Case, Cnn, Recurrent, Vit
 
-from auxnas_layers import AuxNAS, AuxNASWrapper, Inputs, Tap, TapError, suggest_taps
+from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper, Inputs, Listener, Tap, TapError, suggest_taps
+from auxnas_layers._torch.state import dispatch_modes
 from auxnas_layers.features import TapList
+from auxnas_layers.features.choice import choose, refine
 from auxnas_layers.features.dry_run import LayerInfo
 from auxnas_layers.features.layouts import Layout
 from auxnas_layers.features.parts import Part
-from auxnas_layers.features.suggest import choose
 
 
 def single(name, *shape, **fields):
@@ -203,6 +206,28 @@ def test_parts_come_in_call_order_though_their_parents_may_not():
     early, late = replace(single("a.early"), order=0), replace(single("a.late", starts_run=True), order=2)
     a, b = odd("a", inside=[early, late]), odd("b", inside=[replace(single("b.between"), order=1)])
     assert [part.name for part in choose(Part("", parts=(a, b)))] == ["a.early", "b.between", "a.late"]
+
+
+def refined(parts, number):
+    return [part.name for part in refine(list(parts), number)]
+
+
+def test_parts_are_looked_into_until_there_are_enough():
+    stages = [odd(name, *MAP, inside=[block(f"{name}.{i}", *MAP) for i in range(3)]) for name in "ab"]
+    assert refined(stages, 2) == ["a", "b"]
+    assert refined(stages, 3) == refined(stages, 6) == ["a.0", "a.1", "a", "b.0", "b.1", "b"]
+
+
+def test_of_layers_in_a_part_the_last_gives_way_to_the_part():
+    inside = [start("a.0.in"), single("a.0.act"), start("a.0.out")]
+    nested = odd("a", inside=[block("a.0", inside=inside), block("a.1", inside=[start("a.1.in"), start("a.1.out")])])
+    assert refined([nested], 2) == ["a.0", "a"]
+    assert refined([nested], 4) == ["a.0.act", "a.0", "a.1.in", "a"]
+
+
+def test_where_there_are_too_few_layers_all_are_taken():
+    assert refined([odd("a", inside=[single("a.inner")])], 9) == ["a"]
+    assert refined([odd("a", *MAP, inside=[start("a.row"), replace(start("a.map"), info=feature(*MAP))])], 9) == ["a"]
 
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -502,3 +527,129 @@ def test_nothing_to_tap_is_an_error_that_says_in_which_network():
 def test_networks_whose_samples_do_not_fit_are_an_error():
     with pytest.raises(TapError, match=r"no layers of the two networks fit each other; primary .*'layer1.2' \(2, 6,"):
         suggest_taps(Cnn(), Cnn(), IMAGES, aux_inputs=(torch.randn(3, 3, 16, 16),))
+
+
+class Heads(nn.Module):
+    """An auxiliary of listeners alone, called from the last to the first, and layers that look like blocks."""
+
+    def __init__(self, count, channels=4):
+        super().__init__()
+        self.ears = nn.ModuleList(Listener(channels) for _ in range(count))
+        self.unused = Listener(channels)
+        self.mixers = nn.ModuleList(conv(channels, channels) for _ in range(count))
+
+    def forward(self, x):
+        return sum(mixer(ear(x, 8, 8)) for ear, mixer in zip(reversed(self.ears), self.mixers, strict=True))
+
+
+@pytest.mark.parametrize(
+    "number, expected",
+    [(1, ["layer3"]), (2, ["layer2", "layer3"]), (3, ["layer1", "layer2", "layer3"])],
+)
+def test_listeners_are_the_taps_of_an_auxiliary_in_call_order(number, expected):
+    ears = [f"ears.{i}" for i in reversed(range(number))]
+    assert suggest_taps(Stages(), Heads(number), IMAGES) == list(zip(expected, ears, strict=True))
+
+
+def test_for_more_listeners_than_stages_the_blocks_in_them_are_taken():
+    taps = suggest_taps(Stages(), Heads(6), IMAGES)
+    names = ["layer1.0", "layer1", "layer2.0", "layer2", "layer3.0", "layer3"]
+    assert taps == list(zip(names, [f"ears.{i}" for i in reversed(range(6))], strict=True))
+    wrapper = AuxNASWrapper(Stages(), Heads(6), taps, search=AuxG(), example_inputs=IMAGES)
+    loss = wrapper(IMAGES).aux.square().mean()
+    loss.backward()
+    assert wrapper.primary_net.layer1[0][0].weight.grad.abs().sum() > 0
+
+
+def test_more_than_twelve_listeners_are_all_taken():
+    deep = Stages((6, 6, 6), numbered=True)
+    assert len(suggest_taps(deep, Heads(14), IMAGES)) == 14
+
+
+def test_for_more_listeners_than_layers_the_error_says_what_to_do():
+    message = r"the aux network has 3 listeners, and the primary only 1 layers for them: '1'.*remove 2 of 'hear0',"
+
+    class Three(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hear0, self.hear1, self.hear2 = (Listener(3, channel_dim=-1) for _ in range(3))
+
+        def forward(self, x):
+            return self.hear0(x) + self.hear1(x) + self.hear2(x)
+
+    small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(TapError, match=message):
+        suggest_taps(small, Three(), ROWS)
+
+
+def test_a_listener_that_cannot_be_tapped_is_an_error():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hear, self.other = Listener(4), Listener(4)
+
+        def forward(self, x):
+            return self.hear(x, 8, 8) + self.hear(x, 8, 8) + self.other(x, 8, 8)
+
+    with pytest.raises(TapError, match=r"aux 'hear' is called 2 times in one forward; tap a layer that is called once"):
+        suggest_taps(Stages(), Twice(), IMAGES)
+    with pytest.raises(TapError, match=r"primary 'layer3' -> aux 'ears.0': 2 samples cannot meet 3"):
+        suggest_taps(Stages(), Heads(1), IMAGES, aux_inputs=(torch.randn(3, 3, 16, 16),))
+
+
+@pytest.mark.parametrize("aux", [Stages, Vit, partial(Stages, (1, 4, 1), numbered=True)])
+def test_what_the_suggested_taps_cost_is_what_the_wrapper_costs(aux):
+    nets = Stages(), aux()
+    taps = suggest_taps(*nets, IMAGES)
+    cost = AuxNASWrapper(*nets, taps, example_inputs=IMAGES).cost()
+    assert taps.relative_flops == cost.training.flops / (cost.primary.flops + cost.auxiliary.flops) > 1
+    times = f"{taps.relative_flops:.2f}"
+    assert str(taps) == f"{taps!r}  # in training {times} times the FLOPs of both networks (AuxNAS, reach 3)"
+    assert eval(str(taps)) == taps
+
+
+def test_what_listeners_cost_is_told_for_aux_g():
+    nets = Stages(), Heads(3)
+    taps = suggest_taps(*nets, IMAGES)
+    cost = AuxNASWrapper(*nets, taps, search=AuxG(), example_inputs=IMAGES).cost()
+    assert taps.relative_flops == cost.training.flops / (cost.primary.flops + cost.auxiliary.flops) > 1
+    assert str(taps).endswith("times the FLOPs of both networks (AuxG, reach 3)")
+
+
+class Uncountable(Stages):
+    """It refuses to run under a dispatch mode, and torch counts FLOPs by one."""
+
+    def forward(self, x):
+        if dispatch_modes():
+            raise RuntimeError("no modes")
+        return super().forward(x)
+
+
+class Silent(nn.Module):
+    """Layers without any FLOPs that torch counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        return self.b(self.a(x)) * 2
+
+
+@pytest.mark.parametrize("net", [Uncountable, Silent])
+def test_where_flops_cannot_be_counted_nothing_is_said_of_them(net):
+    taps = suggest_taps(net(), net(), IMAGES)
+    assert taps and taps.relative_flops is None and str(taps) == repr(taps)
+
+
+def test_taps_can_be_copied_and_pickled():
+    taps = suggest_taps(Stages(), Stages(), IMAGES)
+    for other in (copy.copy(taps), copy.deepcopy(taps), pickle.loads(pickle.dumps(taps))):
+        assert other == taps and str(other) == str(taps) != repr(taps)
+
+
+def test_taps_are_suggested_beside_a_fullgraph_block():
+    net = Stages()
+    net.head.compile(backend="eager", fullgraph=True)
+    taps = suggest_taps(net, Stages(), IMAGES)
+    assert taps == ["layer1", "layer2", "layer3"] and taps.relative_flops > 1
