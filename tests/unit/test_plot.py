@@ -91,7 +91,7 @@ def test_names_of_layers_are_readable_and_do_not_overlap(edges):
 
 @pytest.mark.parametrize("edges", [MANY["two"], MANY["twelve"], MANY["sixteen"]], ids=["two", "twelve", "sixteen"])
 def test_in_axes_that_are_given_names_get_shorter_or_smaller(edges):
-    figure = plt.figure(figsize=(12, 9), layout="constrained")
+    figure = plt.figure(figsize=(9, 7), layout="constrained")
     ax = plot_edges(edges, figure.subfigures(2, 1, height_ratios=(2, 3))[0].subplots(1, 2)[1])
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in ax.texts if text.get_text()]

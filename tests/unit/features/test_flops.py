@@ -20,6 +20,13 @@ def test_flops_of_a_convolution_are_two_for_each_weight_and_position():
     assert count_flops(net, Inputs((IMAGES,))) == 2 * net.weight.numel() * 6 * 6 * 4
 
 
+def test_a_transformer_layer_is_counted_where_nobody_asks_for_gradients():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    with torch.no_grad():
+        assert count_flops(layer, Inputs((torch.randn(3, 5, 8),))) >= 2 * 3 * 5 * weights
+
+
 def test_an_edge_costs_two_for_each_pair_of_channels_and_position_of_its_target():
     map_, tokens = feature((4, 3, 6, 5), "b c h w"), feature((4, 7, 8), "b n c")
     to_aux, to_primary = 2 * 3 * 8 * 4 * 7, 2 * 3 * 8 * 4 * 30

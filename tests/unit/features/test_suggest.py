@@ -566,6 +566,13 @@ def test_more_than_twelve_listeners_are_all_taken():
     assert len(suggest_taps(deep, Heads(14), IMAGES)) == 14
 
 
+def test_for_more_listeners_than_stages_that_are_told_by_their_resolution_the_blocks_are_taken():
+    blocks = nn.Sequential(*(conv(4 if i else 3, 4, stride=1 + (i in (5, 10))) for i in range(15)))
+    assert suggest_taps(blocks, blocks, IMAGES) == ["4", "9", "14"]
+    names = [primary for primary, _ in suggest_taps(blocks, Heads(14), IMAGES)]
+    assert set(names) < {str(i) for i in range(15)} and names[-1] == "14" and len(set(names)) == 14
+
+
 def test_for_more_listeners_than_layers_the_error_says_what_to_do():
     message = r"the aux network has 3 listeners, and the primary only 1 layers for them: '1'.*remove 2 of 'hear0',"
 
