@@ -110,9 +110,9 @@ def _recorded(role: str, net: nn.Module, call: Inputs) -> Part:
 
 def _pairs(primary: Part, aux: Part) -> tuple[list[tuple[Part, Part]], bool]:
     """The parts to join, and whether edges into the primary make sense: a listener has nothing to send."""
-    if hearing := listeners(aux):
-        return _listening(primary, hearing), False
-    return _alike(choose(primary), choose(aux)), True
+    if receivers := listeners(aux):
+        return _with_listeners(primary, receivers), False
+    return _by_depth(choose(primary), choose(aux)), True
 
 
 def _flops(*calls: tuple[nn.Module, Inputs]) -> int | None:
@@ -124,7 +124,7 @@ def _flops(*calls: tuple[nn.Module, Inputs]) -> int | None:
         return None
 
 
-def _alike(primary: Sequence[Part], aux: Sequence[Part]) -> list[tuple[Part, Part]]:
+def _by_depth(primary: Sequence[Part], aux: Sequence[Part]) -> list[tuple[Part, Part]]:
     """Parts of two networks, paired by relative depth, as far as they fit.
 
     Raises:
@@ -138,14 +138,14 @@ def _alike(primary: Sequence[Part], aux: Sequence[Part]) -> list[tuple[Part, Par
     raise TapError(f"no layers of the two networks fit each other; primary {found[0]}, aux {found[1]}")
 
 
-def _listening(primary: Part, hearing: Sequence[Part]) -> list[tuple[Part, Part]]:
+def _with_listeners(primary: Part, receivers: Sequence[Part]) -> list[tuple[Part, Part]]:
     """A layer of the primary for each listener, by relative depth.
 
     Raises:
         TapError: If a listener cannot be tapped, there are more than layers, or some do not fit.
     """
-    count, names = len(hearing), [part.name for part in hearing]
-    infos = {part.name: part.info for part in hearing}
+    count, names = len(receivers), [part.name for part in receivers]
+    infos = {part.name: part.info for part in receivers}
     problems = call_problems("aux", names, infos, names) or layout_problems("aux", list(map(Point, names)), infos)
     if problems:
         raise TapError(bullets("these listeners cannot be tapped:", problems))
@@ -159,7 +159,7 @@ def _listening(primary: Part, hearing: Sequence[Part]) -> list[tuple[Part, Part]
             f"primary only {len(parts)} layers for them: {found}; remove {count - len(parts)} of "
             f"{', '.join(map(repr, names))}, or write taps=[('primary layer', 'listener'), ...] yourself"
         )
-    pairs = list(zip(_spread(parts, count), hearing, strict=True))
+    pairs = list(zip(_spread(parts, count), receivers, strict=True))
     if wrong := [f"primary {a.name!r} -> aux {b.name!r}: {why}" for a, b in pairs if (why := _misfit(a, b))]:
         raise TapError(bullets("these listeners do not fit the primary's layers of the same depth:", wrong))
     return pairs
