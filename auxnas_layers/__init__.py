@@ -21,7 +21,15 @@ from typing import Any
 
 from auxnas_layers._engine.joint import AuxNASOutput
 from auxnas_layers.alignment import Alignment, explained_loss
-from auxnas_layers.errors import AuxiliaryWarning, AuxNASError, ExportError, LayoutError, SearchError, TapError
+from auxnas_layers.errors import (
+    AuxiliaryWarning,
+    AuxNASError,
+    ExportError,
+    LabelError,
+    LayoutError,
+    SearchError,
+    TapError,
+)
 from auxnas_layers.features.inputs import Inputs
 from auxnas_layers.features.listing import list_taps
 from auxnas_layers.features.suggest import suggest_taps
@@ -30,6 +38,8 @@ from auxnas_layers.fusion.cross_stitch import CrossStitchFusion
 from auxnas_layers.fusion.cross_task import CrossTaskFusion
 from auxnas_layers.fusion.listener import Listener
 from auxnas_layers.fusion.nddr import NDDRFusion
+from auxnas_layers.labels import known, split_batch
+from auxnas_layers.sampling import MixedBatchSampler, PairedLoaders
 from auxnas_layers.search.edges import Architecture, Edge
 from auxnas_layers.search.searches import MTLNAS, AuxG, AuxNAS, FixedArchitecture
 from auxnas_layers.search.spaces import DepthLimited
@@ -54,14 +64,19 @@ __all__ = [
     "ExportError",
     "FixedArchitecture",
     "Inputs",
+    "LabelError",
     "LayoutError",
     "Listener",
+    "MixedBatchSampler",
     "NDDRFusion",
+    "PairedLoaders",
     "SearchError",
     "Tap",
     "TapError",
     "explained_loss",
+    "known",
     "list_taps",
+    "split_batch",
     "suggest_taps",
 ]
 

@@ -19,6 +19,10 @@ class SearchError(AuxNASError, ValueError):
     """A search, search space, gate, progress or architecture is not valid."""
 
 
+class LabelError(AuxNASError, ValueError):
+    """Labels, a mask of known labels, or pools or loaders of samples do not fit together."""
+
+
 class ExportError(AuxNASError, RuntimeError):
     """A network cannot be exported or traced in its current state."""
 

@@ -56,7 +56,7 @@ PACKAGES = {
 ROOMS = [
     "errors",
     *(name for package, rooms in PACKAGES.items() for name in [*(f"{package}.{room}" for room in rooms), package]),
-    *["searched", "arguments", "wrapper", "alignment", "plot", ""],
+    *["searched", "arguments", "wrapper", "alignment", "labels", "sampling", "surgery", "plot", ""],
 ]
 
 

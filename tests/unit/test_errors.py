@@ -2,12 +2,18 @@
 
 import pytest
 
-from auxnas_layers import AuxiliaryWarning, AuxNASError, ExportError, LayoutError, SearchError, TapError
+from auxnas_layers import AuxiliaryWarning, AuxNASError, ExportError, LabelError, LayoutError, SearchError, TapError
 
 
 @pytest.mark.parametrize(
     "error, builtin",
-    [(TapError, ValueError), (LayoutError, ValueError), (SearchError, ValueError), (ExportError, RuntimeError)],
+    [
+        (TapError, ValueError),
+        (LayoutError, ValueError),
+        (SearchError, ValueError),
+        (LabelError, ValueError),
+        (ExportError, RuntimeError),
+    ],
 )
 def test_each_error_can_be_caught_by_either_of_its_kinds(error, builtin):
     assert issubclass(error, AuxNASError) and issubclass(error, builtin)
