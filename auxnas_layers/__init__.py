@@ -43,6 +43,7 @@ from auxnas_layers.sampling import MixedBatchSampler, PairedLoaders
 from auxnas_layers.search.edges import Architecture, Edge
 from auxnas_layers.search.searches import MTLNAS, AuxG, AuxNAS, FixedArchitecture
 from auxnas_layers.search.spaces import DepthLimited
+from auxnas_layers.surgery import surgery_backward
 from auxnas_layers.wrapper import AuxNASWrapper
 
 __version__ = "0.1.0"
@@ -78,6 +79,7 @@ __all__ = [
     "list_taps",
     "split_batch",
     "suggest_taps",
+    "surgery_backward",
 ]
 
 _RENAMED = {"Seen": "LayerInfo"}
