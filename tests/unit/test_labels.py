@@ -5,14 +5,16 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import assert_same, gradients, loss_of, refuses
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import binary_cross_entropy, cosine_similarity, cross_entropy, l1_loss, mse_loss
+from torch.nn.parallel import DistributedDataParallel
 from zoo import Cnn, Hidden, Pair, Record
 
-from auxnas_layers import AuxNASWrapper, LabelError, known, split_batch
+from auxnas_layers import AuxG, AuxNASWrapper, LabelError, known, split_batch
 
 MISSING = {"float": float("nan"), "integer": -100}
 
@@ -181,6 +183,23 @@ def test_nothing_known_is_a_zero_that_depends_on_the_outputs_even_on_infinite_on
     assert found == 0 and found.dtype == dtype
     found.backward()
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in net.parameters())
+
+
+@pytest.mark.parametrize("all_parameters", [True, False])
+def test_a_step_with_nothing_known_uses_all_parameters_as_distributed_training_needs(all_parameters):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapper = AuxNASWrapper(Cnn(), Cnn(), ["layer1"], search=AuxG(), example_inputs=torch.ones(2, 3, 8, 8))
+        ddp, labels = DistributedDataParallel(wrapper), torch.full((2, 4, 4), -100)
+        for _ in range(2):
+            out = ddp(torch.randn(2, 3, 8, 8))
+            primary_loss = known(cross_entropy, out.primary, labels) if all_parameters else 0
+            (primary_loss + out.aux.square().mean()).backward()
+        assert all_parameters and all(p.grad is not None for p in wrapper.weight_parameters())
+    except RuntimeError as error:
+        assert not all_parameters and "did not receive" in str(error)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_nothing_known_of_complex_outputs_is_a_real_zero():
