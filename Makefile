@@ -4,7 +4,7 @@ TORCH ?= torch
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test test-all test-models test-studies bench demo studies lint wheel clean
+.PHONY: test test-all test-models test-frameworks test-studies bench demo studies lint wheel clean
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W error -n 2 --dist worksteal -q $(ARGS)
@@ -14,6 +14,9 @@ test-all:
 
 test-models: $(VENV)/.models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models -n 2 -q $(ARGS)
+
+test-frameworks: $(VENV)/.frameworks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/frameworks -W error -q $(ARGS)
 
 test-studies: $(VENV)/.studies
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studies -W error -n 2 -q $(ARGS)
