@@ -59,6 +59,8 @@ def finish(folder: Path, **options):
 def test_the_wrapper_trains_and_exports(tmp_path, precision):
     model = train(tmp_path, precision=precision)
     assert_trained(model.module)
+    exact = finish(tmp_path)["primary_net.head.weight"]
+    assert torch.equal(model.module.primary_net.head.weight, exact) == (precision == "32-true")
     assert_exports(model.module)
     assert type(model.export_primary()) is type(model.module.primary_net)
 

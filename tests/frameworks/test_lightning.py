@@ -123,6 +123,8 @@ def test_the_wrapper_trains_validates_and_exports(tmp_path, kind, precision):
     trainer.fit(task, batches(), batches())
     assert_trained(task.wrapper)
     assert_exports(task.wrapper)
+    exact = finish(tmp_path, kind, precision="32-true", **clip)["primary_net.head.weight"]
+    assert torch.equal(task.wrapper.primary_net.head.weight, exact) == (precision == "32-true")
     if precision == "32-true":
         exported = task.wrapper.export_primary()
         assert torch.equal(
@@ -130,6 +132,18 @@ def test_the_wrapper_trains_validates_and_exports(tmp_path, kind, precision):
         )
         found = trainer.validate(task, batches(), verbose=False)[0]["validation"]
         assert found == pytest.approx(sum(F.cross_entropy(exported(x), y).item() for x, y, _ in batches()) / 2)
+
+
+def test_a_test_in_inference_mode_does_not_change_what_is_trained_afterwards(tmp_path):
+    class Tested(Task):
+        def test_step(self, batch: Any, _: int) -> None:
+            assert torch.is_inference_mode_enabled()
+            self.log("test", loss_of(self.wrapper(batch[0]), *batch[1:]))
+
+    task = Tested()
+    trainer_of(tmp_path).test(task, batches(), verbose=False)
+    trainer_of(tmp_path).fit(task, batches(), batches())
+    assert_equal_states(task.wrapper.state_dict(), finish(tmp_path, Task))
 
 
 def test_in_pure_bf16_the_export_is_in_bf16(tmp_path):

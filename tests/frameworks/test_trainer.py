@@ -97,6 +97,10 @@ def test_the_wrapper_trains_and_exports_and_evaluation_is_the_primarys(tmp_path)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(metrics["test_loss"])
 
 
+def test_evaluations_on_the_way_change_nothing(tmp_path):
+    assert_equal_states(finish(tmp_path, eval_strategy="steps", eval_steps=1), finish(tmp_path))
+
+
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="the second of the outputs is taken for the predictions")
 @pytest.mark.parametrize("batch", [1, 5, 16])
 def test_a_wrappers_output_as_it_is_gives_the_primarys_predictions(tmp_path, batch):
