@@ -1,14 +1,15 @@
 """The arguments of the wrapper: read, and checked before anything is built."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import nn
 
 from auxnas_layers._engine.joint import JoinedNets
-from auxnas_layers.errors import SearchError, TapError, bullets
+from auxnas_layers.errors import AuxNASWarning, SearchError, TapError, bullets
 from auxnas_layers.features.taps import PRIMARY, Layer, Tap, TapLike, as_taps, check_names, is_callable
 from auxnas_layers.fusion.base import Fusion
 from auxnas_layers.search.edges import Direction, Edge
@@ -27,6 +28,7 @@ class Arguments:
         taps: The taps of each.
         searches: The search of each.
         edges: The edges of each direction.
+        bare: Layers that have a fusion without edges, and the auxiliaries whose searches make it.
         fusion: Makes a fusion.
     """
 
@@ -35,6 +37,7 @@ class Arguments:
     taps: Mapping[str, Sequence[Tap]]
     searches: Mapping[str, Search]
     edges: Mapping[Direction, Sequence[Edge]]
+    bare: Mapping[Layer, Sequence[str]]
     fusion: Callable[..., Fusion]
 
     def make_gates(self, direction: Direction) -> Gate:
@@ -61,7 +64,7 @@ class Arguments:
         Raises:
             SearchError: If the search cannot use it, or several searches want different ones.
         """
-        auxes = list(dict.fromkeys(edge.direction.aux for edge in edges))
+        auxes = list(dict.fromkeys(edge.direction.aux for edge in edges)) or list(self.bare[layer])
         inward = layer.role == PRIMARY
         made = [self.searches[aux].make_fusion(self._fusion, len(edges), to_primary=inward) for aux in auxes]
         if len({one.extra_repr() for one in made}) > 1:
@@ -96,7 +99,36 @@ def read_arguments(
     points = {aux: as_taps(entries) for aux, entries in _taps_by_name(taps, auxes, named).items()}
     _check_taps(primary_net, auxes, points)
     edges = _choose_edges(searches, {aux: as_search_space(space) for aux, space in spaces.items()}, points)
-    return Arguments(auxes, named, points, searches, edges, fusion)
+    closed = [edge for side in edges.values() for edge in side if not edge.open]
+    edges = {one: [edge for edge in side if edge.open] for one, side in edges.items()}
+    found = Arguments(auxes, named, points, searches, {one: side for one, side in edges.items() if side}, {}, fusion)
+    _warn_of_untapped_listeners({PRIMARY: primary_net, **auxes}, found.edges)
+    return replace(found, bare=_bare_layers(found, closed))
+
+
+def _warn_of_untapped_listeners(nets: Mapping[str, nn.Module], edges: Mapping[Direction, Sequence[Edge]]) -> None:
+    """Warn once of layers that only receive, as a `Listener` does, and that no edge enters."""
+    entered = {edge.target_layer for side in edges.values() for edge in side}
+    listeners = [
+        Layer(role, name)
+        for role, net in nets.items()
+        for name, module in net.named_modules()
+        if getattr(type(module), "only_receives", False) is True
+    ]
+    if untapped := [str(layer) for layer in listeners if layer not in entered]:
+        message = "a Listener returns zeros unless an edge enters it; tap these too, as suggest_taps does: "
+        warnings.warn(message + ", ".join(untapped), AuxNASWarning, stacklevel=4)
+
+
+def _bare_layers(found: Arguments, closed: Sequence[Edge]) -> dict[Layer, list[str]]:
+    """The layers that only closed edges enter, if their fusion acts without edges, and the auxiliaries of these."""
+    entered = {edge.target_layer for side in found.edges.values() for edge in side}
+    auxes: dict[Layer, list[str]] = {}
+    for edge in closed:
+        if edge.target_layer not in entered and edge.direction.aux not in auxes.setdefault(edge.target_layer, []):
+            auxes[edge.target_layer].append(edge.direction.aux)
+    acting = replace(found, bare=auxes)
+    return {layer: names for layer, names in auxes.items() if not acting.make_fusion(layer, ()).residual}
 
 
 def _by_name(given: Any, auxes: Mapping[str, Any], named: bool, what: str, single: str) -> dict[str, Any]:
@@ -176,9 +208,8 @@ def _choose_edges(
     directions = [Direction(aux, inward) for inward in (True, False) for aux in taps]
     allowed = {one: possible_edges(spaces[one.aux], one, taps[one.aux]) for one in directions}
     chosen = {
-        edge.key
+        edge.key: edge.open
         for search in {id(search): search for search in searches.values()}.values()
         for edge in search.choose([e for one in directions if searches[one.aux] is search for e in allowed[one]])
     }
-    edges = {one: [edge for edge in allowed[one] if edge.key in chosen] for one in directions}
-    return {one: side for one, side in edges.items() if side}
+    return {one: [replace(e, open=chosen[e.key]) for e in allowed[one] if e.key in chosen] for one in directions}

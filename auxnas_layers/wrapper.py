@@ -84,6 +84,7 @@ class AuxNASWrapper(SearchedNets):
             given.taps,
             named=given.named,
             edges=given.edges,
+            bare=given.bare,
             make_fusion=given.make_fusion,
             make_gates=given.make_gates,
         )

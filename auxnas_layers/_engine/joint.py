@@ -72,6 +72,7 @@ class JoinedNets(ParameterGroups, TapsInState, TrainerModel):
         taps: The taps of each auxiliary.
         named: Whether the user gave the auxiliaries names, and gets their outputs by name.
         edges: The edges of each direction.
+        bare: Layers that have a fusion without edges.
         make_fusion: Makes the fusion of a layer from the edges into it.
         make_gates: Makes the gates of a direction.
     """
@@ -84,6 +85,7 @@ class JoinedNets(ParameterGroups, TapsInState, TrainerModel):
         *,
         named: bool,
         edges: Mapping[Direction, Sequence[Edge]],
+        bare: Iterable[Layer] = (),
         make_fusion: Callable[[Layer, Sequence[Edge]], Fusion],
         make_gates: Callable[[Direction], Gate],
     ) -> None:
@@ -92,7 +94,7 @@ class JoinedNets(ParameterGroups, TapsInState, TrainerModel):
         self.aux_net = nn.ModuleDict(auxes) if named else auxes["aux"]
         self._named = named
         self._layers: dict[Layer, LayerInfo] | None = None
-        self._set_taps(taps, by_target(edges))
+        self._set_taps(taps, by_target(edges) | dict.fromkeys(bare, ()))
         sources = {layer: [edge.source_layer for edge in side] for layer, side in self._edges.items()}
         self.fusions = FusionBank(
             self._tapped(), sources, lambda layer: make_fusion(layer, self._edges[layer]), self._nets()

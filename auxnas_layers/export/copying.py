@@ -54,9 +54,18 @@ def copy_networks(nets: Sequence[Net], left_behind: Collection[nn.Module] = ()) 
     ties = Ties(memo, list(nets))
     for net, copied in zip(nets, copies, strict=True):
         ties.cut(copied)
+        _drop_own_forwards(copied)
         if problems := _differences(net, copied):
             raise ExportError(bullets(f"deepcopy of {type(net).__name__} does not give the same network:", problems))
     return copies
+
+
+def _drop_own_forwards(net: nn.Module) -> None:
+    """Drop forwards of modules' own classes from the modules themselves, where a patch that was undone leaves them."""
+    for module in net.modules():
+        forward = vars(module).get("forward")
+        if getattr(forward, "__func__", None) is type(module).forward and getattr(forward, "__self__", None) is module:
+            del module.forward
 
 
 def _copy(net: Net, memo: dict[int, Any]) -> Net:
@@ -97,7 +106,7 @@ def _refuse_elsewhere(net: nn.Module) -> None:
         if hasattr(module, "_hf_hook") and any(p.is_meta for p in module.parameters(recurse=False)):
             raise ExportError(
                 f"{type(net).__name__}: the parameters of {name!r} are offloaded by a hook of accelerate; call "
-                "accelerate.hooks.remove_hook_from_submodules(net) first, which brings them back"
+                "accelerate.hooks.remove_hook_from_module(net, recurse=True) first, which brings them back"
             )
     for name, parameter in net.named_parameters():
         if type(parameter.data).__name__ == "DTensor" or hasattr(parameter, "ds_id"):

@@ -62,11 +62,15 @@ class MultitaskNet(JoinedNets):
             joined._taps,
             named=joined._named,
             edges=edges,
+            bare=[layer for layer in fusions if not joined._edges[layer]],
             make_fusion=lambda layer, _: fusions[layer],
             make_gates=lambda direction: FixedGate(len(edges[direction])),
         )
         self.fusions.take_mode_(joined.fusions)
         self._keep_(joined._taps, lambda edge: edge in gates)
+        self._dropped = tuple(
+            replace(edge, gate=0.0, open=False) for side in edges.values() for edge in side if edge not in gates
+        )
         kept = {direction: [edge for edge in side if edge in gates] for direction, side in edges.items()}
         self.gates = GateBank(kept, lambda direction: _fixed(kept[direction], gates), self._nets())
         self.gates.train(joined.gates.training)
@@ -74,8 +78,8 @@ class MultitaskNet(JoinedNets):
         self.training, self.aux_net.training = joined.training, joined.aux_net.training
 
     def architecture(self) -> Architecture:
-        """The kept edges under their constant gates, as `FixedArchitecture` takes them."""
-        return self.gates.architecture()
+        """The kept edges under their constant gates, and the dropped ones closed, as `FixedArchitecture` takes them."""
+        return Architecture((*self.gates.architecture(), *self._dropped))
 
     @override
     def _facts(self) -> list[str]:
@@ -105,7 +109,7 @@ def export_multitask(joined: JoinedNets, call: Inputs | None) -> tuple[Multitask
     check_decided(joined.gates.by_direction(), joined.gates.edges)
     with undisturbed(joined.gates), torch.no_grad():
         exported = MultitaskNet(joined, joined.gates.now())
-    kept = exported.architecture().edges
+    kept = exported.gates.architecture().edges
     left = {edge.key for edge in kept}
     dropped = tuple(replace(edge, gate=0.0, open=False) for edge in architecture if edge.key not in left)
     report = ExportReport(dropped, kept=kept)

@@ -4,7 +4,7 @@ Progress is the share of training that is done, in [0, 1]; the user's loop passe
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -24,7 +24,11 @@ class Search(Protocol):
     """What the wrapper asks of a search; it calls each method but `choose` once per direction."""
 
     def choose(self, edges: Sequence[Edge]) -> Sequence[Edge]:
-        """Which of the edges that the search space allows exist."""
+        """Which of the edges that the search space allows exist.
+
+        One that is returned closed has no weight and no gate; but the layer that it enters gets a fusion all the same,
+        if that acts without edges.
+        """
         ...
 
     def make_gates(self, edges: Sequence[Edge], *, to_primary: bool) -> Gate:
@@ -275,7 +279,8 @@ class FixedArchitecture:
     """Nothing is searched: constant gates, no architecture parameters, and weights only for the edges that exist.
 
     Args:
-        architecture: Its open edges exist, under its gates. None: every edge of the search space, under gate 1.
+        architecture: Its open edges exist, under its gates; a layer that only closed ones enter gets a fusion if that
+            acts without edges, as `NDDRFusion` does. None: every edge of the search space, under gate 1.
         own_share: Share of its own feature with which every tap that receives starts, unitless. To retrain what
             `AuxNAS` found, take the 0.1 of `AuxNAS`; 0.9 is that of MTL-NAS, NDDR-CNN and cross-stitch networks.
         start: How edges start, see `Fusion`.
@@ -283,7 +288,7 @@ class FixedArchitecture:
     >>> found = Architecture((Edge("aux_to_primary", 0, 0, 0.0, False), Edge("primary_to_aux", 0, 0, 0.5, True)))
     >>> space = [Edge("aux_to_primary", 0, 0), Edge("primary_to_aux", 0, 0)]
     >>> [str(edge) for edge in FixedArchitecture(found).choose(space)]
-    ['primary_to_aux 0 -> 0 (open, gate 1)']
+    ['aux_to_primary 0 -> 0 (closed)', 'primary_to_aux 0 -> 0 (open, gate 1)']
     """
 
     architecture: Architecture | None = None
@@ -295,24 +300,25 @@ class FixedArchitecture:
             check_architecture(self.architecture)
 
     def choose(self, edges: Sequence[Edge]) -> Sequence[Edge]:
-        """The edges that are open in the architecture.
+        """The edges of the architecture, open or closed.
 
         Raises:
-            SearchError: If the search space lacks some of them.
+            SearchError: If the search space lacks some of the open ones.
         """
         if self.architecture is None:
             return edges
-        open_edges = {edge.key: edge for edge in self.architecture if edge.open}
-        missing = open_edges.keys() - {edge.key for edge in edges}
+        found = {edge.key: edge for edge in self.architecture}
+        there = {edge.key for edge in edges}
+        missing = [str(edge) for key, edge in found.items() if edge.open and key not in there]
         if missing:
             raise SearchError(
                 bullets(
                     "the search space lacks open edges of the architecture; give AuxNASWrapper(..., search_space=...) "
                     "and the taps with which it was found:",
-                    [str(edge) for key, edge in open_edges.items() if key in missing],
+                    missing,
                 )
             )
-        return [edge for edge in edges if edge.key in open_edges]
+        return [replace(edge, open=found[edge.key].open) for edge in edges if edge.key in found]
 
     def make_gates(self, edges: Sequence[Edge], *, to_primary: bool) -> Gate:
         """Constant gates."""

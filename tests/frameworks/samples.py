@@ -60,12 +60,6 @@ def loss_of(out: AuxNASOutput, labels: Tensor, others: Tensor) -> Tensor:
     return F.cross_entropy(out.primary, labels) + F.cross_entropy(out.aux, others)
 
 
-def groups(wrapper: AuxNASWrapper) -> list[dict[str, Any]]:
-    """All parameters for one optimiser: gates are learned faster, and do not decay."""
-    gates = {"params": list(wrapper.arch_parameters()), "lr": 1e-2, "weight_decay": 0.0}
-    return [{"params": list(wrapper.weight_parameters())}, gates]
-
-
 # What must hold at the end
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from samples import INPUTS, LABELS, OTHERS, STEPS, Net, assert_exports, groups, loss_of, wrap
+from samples import INPUTS, LABELS, OTHERS, STEPS, Net, assert_exports, loss_of, wrap
 from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -19,7 +19,7 @@ def test_the_average_of_the_primary_is_that_of_the_wrapper_and_both_export(by):
     make, update = AVERAGES[by]
     wrapper = wrap()
     alone, whole = make(wrapper.primary_net), make(wrapper)
-    optimiser = torch.optim.AdamW(groups(wrapper), lr=1e-2)
+    optimiser = torch.optim.AdamW(wrapper.param_groups(lr=1e-2))
     wanted = copy.deepcopy(wrapper.primary_net.state_dict())
     for step in range(STEPS):
         loss = loss_of(wrapper(INPUTS), LABELS, OTHERS) + wrapper.search_penalty(step / STEPS)

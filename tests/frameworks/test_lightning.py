@@ -17,7 +17,6 @@ from samples import (
     assert_exports,
     assert_trained,
     batches,
-    groups,
     loss_of,
     wrap,
 )
@@ -54,7 +53,7 @@ class Task(lightning.LightningModule):
         return self.wrapper.primary_net(batch[0])
 
     def configure_optimizers(self) -> Any:
-        optimiser = torch.optim.AdamW(groups(self.wrapper), lr=1e-2)
+        optimiser = torch.optim.AdamW(self.wrapper.param_groups(lr=1e-2))
         return [optimiser], [{"scheduler": LinearLR(optimiser, 1.0, 0.1, STEPS), "interval": "step"}]
 
 

@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from samples import INPUTS, LABELS, OTHERS, STEPS, Net, groups, loss_of, wrap
+from samples import INPUTS, LABELS, OTHERS, STEPS, Net, loss_of, wrap
 from torch import nn
 
 from auxnas_layers import AuxNASWrapper
@@ -13,7 +13,7 @@ LORA = peft.LoraConfig(target_modules=["first", "second"], r=2)
 
 def train_(wrapper: AuxNASWrapper) -> None:
     """Frozen parameters get no gradients, and optimisers leave them alone."""
-    optimiser = torch.optim.AdamW(groups(wrapper), lr=1e-2)
+    optimiser = torch.optim.AdamW(wrapper.param_groups(lr=1e-2))
     for step in range(STEPS):
         loss = loss_of(wrapper(INPUTS), LABELS, OTHERS) + wrapper.search_penalty(step / STEPS)
         optimiser.zero_grad()

@@ -12,7 +12,7 @@ import test_lightning
 import test_trainer
 import torch
 from helpers import ROOT
-from samples import EPOCHS, STEPS, assert_close_states, assert_equal_states, batches, groups, loss_of, wrap
+from samples import EPOCHS, STEPS, assert_close_states, assert_equal_states, batches, loss_of, wrap
 
 pytestmark = test_lightning.pytestmark
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 def by_torch(_: Path):
     wrapper = wrap()
-    weights = torch.optim.AdamW(groups(wrapper), lr=1e-2)
+    weights = torch.optim.AdamW(wrapper.param_groups(lr=1e-2))
     for step, (inputs, labels, others) in enumerate(batch for _ in range(EPOCHS) for batch in batches()):
         loss = wrapper.search_penalty(step / STEPS) + loss_of(wrapper(inputs), labels, others)
         weights.zero_grad()

@@ -12,7 +12,7 @@ import test_trainer
 import torch
 import torch.distributed as dist
 from accelerate import DistributedDataParallelKwargs
-from samples import BATCH, EPOCHS, STEPS, assert_exports, batches, groups, loss_of, wrap
+from samples import BATCH, EPOCHS, STEPS, assert_exports, batches, loss_of, wrap
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -28,7 +28,7 @@ def halves() -> DataLoader[tuple[torch.Tensor, ...]]:
 def by_torch(_: Path):
     wrapper = wrap()
     parallel = DistributedDataParallel(wrapper, find_unused_parameters=True)
-    weights = torch.optim.AdamW(groups(wrapper), lr=1e-2)
+    weights = torch.optim.AdamW(wrapper.param_groups(lr=1e-2))
     for step, (inputs, labels, others) in enumerate(batch for _ in range(EPOCHS) for batch in halves()):
         penalty = wrapper.search_penalty(step / STEPS)
         loss = loss_of(parallel(inputs), labels, others) + penalty

@@ -13,13 +13,19 @@ from zoo import Cnn
 
 from auxnas_layers import (
     MTLNAS,
+    Architecture,
     AuxG,
     AuxNAS,
     AuxNASError,
     AuxNASWrapper,
     CrossTaskFusion,
+    Edge,
+    FixedArchitecture,
+    Inputs,
+    Listener,
     NDDRFusion,
     SearchError,
+    Tap,
     TapError,
 )
 from auxnas_layers.search import SigmoidGate
@@ -176,3 +182,64 @@ def test_a_wrapper_may_be_the_primary_of_another_one():
     inner = AuxNASWrapper(Cnn(), Cnn(), ["layer1"], search=AuxG(), example_inputs=IMAGES)
     taps = [("primary_net.layer1", "layer1")]
     assert AuxNASWrapper(inner, Cnn(), taps, example_inputs=IMAGES)(IMAGES).primary.aux.shape == (2, 2, 4, 4)
+
+
+def test_listeners_that_no_edge_enters_are_named_once():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.out = Listener(8), Listener(8), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.out(self.first(x, 4, 4) + self.second(x, 4, 4))
+
+    def wrap(taps, **options):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            AuxNASWrapper(Cnn(), Head(), taps, search=AuxG(), example_inputs=IMAGES, **options)
+        return [str(one.message) for one in seen]
+
+    both = [("layer1", "first"), ("layer2", "second")]
+    assert not wrap(both)
+    (message,) = wrap(both[:1])
+    assert (
+        message
+        == "a Listener returns zeros unless an edge enters it; tap these too, as suggest_taps does: aux 'second'"
+    )
+    assert wrap(both, search_space=[[True, False], [False, False]]) == [message]
+
+
+def test_a_rebuilt_architecture_has_the_fusions_of_layers_that_only_closed_edges_enter():
+    found = make(MTLNAS(), fusion=NDDRFusion)
+    closed = Architecture(tuple(Edge(e.direction, e.source, e.target, 0.0, False) for e in found.architecture()))
+    again = make(FixedArchitecture(closed), fusion=NDDRFusion)
+    assert not again.architecture().edges and list(again.fusions.by_layer()) == list(found.fusions.by_layer())
+    plain = FixedArchitecture(closed, own_share=1.0)  # under which a fusion does nothing without edges
+    assert not make(plain, fusion=CrossTaskFusion).fusions.by_layer()
+
+
+def test_own_inputs_of_an_auxiliary_at_construction():
+    primary, aux = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), nn.Sequential(nn.Linear(7, 8), nn.Linear(8, 2))
+    x, own = torch.randn(3, 4), torch.randn(3, 7)
+    for given in (own, (own,), Inputs((own,))):
+        wrapper = AuxNASWrapper(primary, aux, ["0"], search=AuxG(), example_inputs=x, aux_inputs=given)
+        assert wrapper(x, aux_inputs=own).aux.shape == (3, 2) and wrapper.export_primary()(x).shape == (3, 2)
+        assert wrapper.export_report.exact and wrapper.taps == (Tap("0"),)
+    with pytest.raises(SearchError, match="aux_inputs are example inputs too"):
+        AuxNASWrapper(primary, aux, ["0"], aux_inputs=own)
+    named = {"own": aux, "same": nn.Sequential(nn.Linear(4, 8))}
+    options = {"search": AuxG(), "example_inputs": x, "aux_inputs": {"own": own}}
+    wrapper = AuxNASWrapper(primary, named, {"own": ["0"], "same": ["0"]}, **options)
+    assert wrapper.taps == {"own": (Tap("0"),), "same": (Tap("0"),)} and wrapper.cost().auxiliary.flops
+
+
+def test_groups_for_one_optimiser():
+    wrapper = make(AuxNAS(), fusion=CrossTaskFusion)
+    weights, gates = wrapper.param_groups(1e-3, gate_lr=1e-2, weight_decay=0.1)
+    assert (weights["lr"], weights["weight_decay"], gates["lr"], gates["weight_decay"]) == (1e-3, 0.1, 1e-2, 0.0)
+    assert set(weights["params"]) == set(wrapper.weight_parameters())
+    assert set(gates["params"]) == set(wrapper.arch_parameters())
+    weights, gates = wrapper.param_groups(1e-3)
+    assert "weight_decay" not in weights and gates["lr"] == 1e-3 and gates["weight_decay"] == 0.0
+    (only,) = make(AuxG()).param_groups(lr=1e-3, gate_lr=1e-2)
+    assert only["lr"] == 1e-3
