@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import gcd, inf, sqrt
+from math import inf, sqrt
 from statistics import mean, stdev
 from typing import Any
 
@@ -13,6 +13,7 @@ from typing_extensions import override
 from auxnas_layers._engine.joint import JoinedNets
 from auxnas_layers.errors import AuxiliaryWarning, SearchError
 from auxnas_layers.features.undisturbed import undisturbed
+from auxnas_layers.held_out import other_samples
 
 FEWEST = 10
 
@@ -149,7 +150,7 @@ class Alignment:
         return f"Alignment({'; '.join(lines)})"
 
 
-def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: Tensor) -> float:
+def explained_loss(loss: Callable[[Any, Any], Tensor], outputs: Any, labels: Any, others: Any = None) -> float:
     """Share of a held-out loss that the inputs explain: 1 - loss / (loss with the labels of other samples).
 
     It tells whether an auxiliary has been learned at all. An auxiliary that cannot be predicted from the inputs stays
@@ -158,8 +159,8 @@ def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: 
     Args:
         loss: Scalar loss of outputs and labels, not negative.
         outputs: Outputs for held-out samples, in eval mode.
-        labels: Labels of the same samples, ``(b, ...)``; each sample is compared with those of another one, half a
-            batch away if possible.
+        labels: Labels of the same samples, ``(b, ...)``, or tuples, lists and mappings of such tensors.
+        others: Labels of other samples; by default those of the sample half a batch away, if possible.
 
     Returns:
         The share, unitless: 1 if the loss is 0 (0 if it is also 0 with other labels), below 0 if the labels of other
@@ -174,16 +175,13 @@ def explained_loss(loss: Callable[[Any, Tensor], Tensor], outputs: Any, labels: 
     >>> explained_loss(torch.nn.functional.l1_loss, torch.ones(4), labels)
     0.0
     """
-    count = len(labels)
-    if count < 2:
-        raise SearchError(f"{count} samples have no labels of others to compare with; give two or more")
-    shift = next(n for n in range(count // 2, count) if gcd(n, count) == 1)  # no cycle of labels comes onto itself
+    others = other_samples(labels) if others is None else others
     with torch.no_grad():
-        own, others = (loss(outputs, chosen).item() for chosen in (labels, labels.roll(shift, 0)))
-    for found in (own, others):
+        own, other = (loss(outputs, chosen).item() for chosen in (labels, others))
+    for found in (own, other):
         if not 0 <= found < inf:
             raise SearchError(f"the loss is {found}; a share needs one that is finite and not negative")
-    return 1 - own / others if others else 0.0
+    return 1 - own / other if other else 0.0
 
 
 def _flat(gradient: Tensor) -> Tensor:

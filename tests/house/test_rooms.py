@@ -56,7 +56,8 @@ PACKAGES = {
 ROOMS = [
     "errors",
     *(name for package, rooms in PACKAGES.items() for name in [*(f"{package}.{room}" for room in rooms), package]),
-    *["searched", "arguments", "wrapper", "alignment", "labels", "sampling", "surgery", "plot", ""],
+    *["searched", "arguments", "wrapper", "held_out", "alignment", "verdict", "stopping", "callbacks"],
+    *["labels", "sampling", "surgery", "plot", ""],
 ]
 
 
