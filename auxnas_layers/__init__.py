@@ -43,6 +43,7 @@ from auxnas_layers.sampling import MixedBatchSampler, PairedLoaders
 from auxnas_layers.search.edges import Architecture, Edge
 from auxnas_layers.search.searches import MTLNAS, AuxG, AuxNAS, FixedArchitecture
 from auxnas_layers.search.spaces import DepthLimited
+from auxnas_layers.stopping import StopRule
 from auxnas_layers.surgery import surgery_backward
 from auxnas_layers.wrapper import AuxNASWrapper
 
@@ -72,6 +73,7 @@ __all__ = [
     "NDDRFusion",
     "PairedLoaders",
     "SearchError",
+    "StopRule",
     "Tap",
     "TapError",
     "explained_loss",

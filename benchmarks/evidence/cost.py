@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from math import inf
 from statistics import median
 from typing import Any
 
@@ -19,7 +20,7 @@ from runs import load
 from studies import FEW, MAIN, TRIALS
 from study import RESULTS, measured
 from tables import show
-from training import AlignmentWatch, Settings, Watch, fit
+from training import RuleWatch, Settings, Watch, fit
 
 FILE = RESULTS / "cost.json"
 ROUNDS, STEPS = 7, 60
@@ -60,7 +61,7 @@ def seconds(method: Method, train: Batch, steps: int) -> float:
 
 def rule_seconds(data: Mapping[str, Batch], steps: int) -> float:
     """Of all that the stop rule measures in a run of ours that it does not stop, over the steps of a long run."""
-    rule = UnstoppedWatch(PROBLEMS[MAIN[0]], data["validation"])
+    rule = RuleWatch(PROBLEMS[MAIN[0]], data["validation"], explains=-inf)  # which goes on, whatever it measures
     spent: list[float] = []
 
     def watch(*call: Any) -> None:
@@ -75,14 +76,6 @@ def rule_seconds(data: Mapping[str, Batch], steps: int) -> float:
 def short_run(method: Method, train: Batch, steps: int, watch: Watch) -> None:
     """One that is timed by its watch."""
     fit(PROBLEMS[MAIN[0]], method, train, FEW, Settings(1e-3, 0.01, steps), 0, watch)
-
-
-class UnstoppedWatch(AlignmentWatch):
-    """One that goes on, whatever it measures."""
-
-    def goes_on(self, name: str, progress: float) -> bool:
-        """It does."""
-        return True
 
 
 def print_table(times: Times) -> None:

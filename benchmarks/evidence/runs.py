@@ -15,7 +15,7 @@ from problem import Batch
 from problems import PROBLEMS
 from study import RESULTS
 from tqdm import tqdm
-from training import AlignmentWatch, Regime, Settings, evaluate, fit
+from training import Regime, RuleWatch, Settings, evaluate, fit
 from variants import VARIANTS
 
 FILE = RESULTS / "runs.jsonl"
@@ -43,13 +43,13 @@ def execute(run: Run, fast: bool) -> dict[str, Any]:
     """Train, evaluate."""
     torch.set_num_threads(1)
     problem, method, data = PROBLEMS[run.problem], VARIANTS[run.method], load(run.problem, fast)
-    watch = AlignmentWatch(problem, data["validation"], method.alone_from) if method.unless_aligned else None
+    watch = RuleWatch(problem, data["validation"], until=method.alone_from) if method.unless_aligned else None
     start = time.perf_counter()
     model = fit(problem, method, data["train"], run.regime, run.settings, run.seed, watch)
     found: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
     found |= {"processor": processor(), "torch": torch.__version__}
-    if watch:
-        found |= {"cosines": rounded(watch.cosines), "explained": rounded(watch.explained)}
+    if watch and watch.rule:
+        found |= {"cosines": rounded(watch.rule.alignment.cosines), "explained": rounded(watch.rule.explained)}
     return found | {"error": evaluate(problem, method.export(model), data[run.split])}
 
 

@@ -9,8 +9,10 @@ from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, PRETRAINED, SHARED, SI
 from problems import PROBLEMS
 from studies import CONTROLLED, Cell, Found
 from study import interval
-from training import Regime, is_aligned, is_learned
+from training import Regime
 from variants import ABLATIONS, UNSTOPPED
+
+from auxnas_layers.verdict import is_aligned, is_learned
 
 Errors = Mapping[int, float]
 """Error by seed."""

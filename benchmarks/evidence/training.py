@@ -4,22 +4,19 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import mean
 from typing import Any
 
 import torch
 from methods import Losses, Method
-from problem import Batch, Problem
+from problem import Aux, Batch, Problem
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from auxnas_layers import Alignment, AuxNASWrapper, explained_loss
-from auxnas_layers.alignment import FEWEST, is_positive
+from auxnas_layers import AuxNASWrapper, StopRule
 
 GATE_LEARNING_RATE = 1e-2
 TOO_STRONG = 10.0
-LEARNED, LEARNED_BY = 0.02, 0.2  # the share of its loss that an auxiliary must explain, and the progress by which
 
 
 @dataclass(frozen=True)
@@ -51,53 +48,41 @@ Watch = Callable[[float, Any, Batch], None]
 """Called before each weight step with the progress, the model and the batch."""
 
 
-class AlignmentWatch:
-    """Measures `Alignment` on held-out samples, 30 times while both are trained; early on `explained_loss` too."""
+class RuleWatch:
+    """The stop rule of the library, on 96 random held-out samples at a time; by default it is not asked about help."""
 
-    def __init__(self, problem: Problem, held_out: Batch, until: float = 1.0) -> None:
-        self.problem, self.held_out, self.until = problem, held_out, until
-        self.random, self.next = torch.Generator().manual_seed(0), 0.0
-        self.cosines: dict[str, list[float]] = {}
-        self.explained: dict[str, list[float]] = {name: [] for name in problem.auxes}
+    def __init__(self, problem: Problem, held_out: Batch, **options: Any) -> None:
+        self.problem, self.held_out, self.options = problem, held_out, {"until": 1.0, **options}
+        self.rule: StopRule | None = None
 
     def __call__(self, progress: float, model: Any, batch: Batch) -> None:
-        if progress < self.next or progress >= self.until or not any(self.goes_on(n, progress) for n in self.explained):
-            return
-        if not self.next:
-            self.alignment = Alignment(model)
-            self.cosines = self.alignment.cosines
-        self.next += self.until / 30
-        chosen = torch.randint(len(self.held_out["input"]), (96,), generator=self.random)
-        held_out = {key: values[chosen] for key, values in self.held_out.items()}
-        if LEARNED_BY / 2 <= progress < LEARNED_BY:
-            self._explain(model, held_out)
-        self.alignment.measure(
-            lambda: self.problem.loss(model.primary_net(held_out["input"]), held_out["primary"]),
-            lambda: aux_losses(self.problem, model(batch["input"])[1], batch),
+        self.rule = self.rule or self._rule(model)
+        self.rule.step(progress, batch)
+
+    def _rule(self, model: Any) -> StopRule:
+        def loss_of(name: str, aux: Aux) -> Callable[[Tensor, Batch], Tensor]:
+            return lambda outputs, batch: aux.loss(outputs, batch[name])
+
+        return StopRule(
+            model,
+            draws(self.held_out, 96),
+            primary_loss=lambda outputs, batch: self.problem.loss(outputs, batch["primary"]),
+            aux_loss={name: loss_of(name, aux) for name, aux in self.problem.auxes.items()},
+            inputs=lambda batch: batch["input"],
+            **self.options,
         )
 
-    @torch.no_grad()
-    def _explain(self, model: Any, held_out: Batch) -> None:
-        outputs = model.eval()(held_out["input"])[1]
-        for name, aux in self.problem.auxes.items():
-            self.explained[name].append(explained_loss(aux.loss, outputs[name], held_out[name]))
-        model.train()
-
-    def goes_on(self, name: str, progress: float) -> bool:
-        """Whether an auxiliary is trained: from a fifth on if it is learned, and to the end if it helps as well."""
-        if progress < LEARNED_BY:
-            return True
-        return is_learned(self.explained[name]) and (progress < self.until or is_aligned(self.cosines[name]))
+    def going_on(self, progress: float) -> Sequence[str]:
+        """The auxiliaries that are trained."""
+        return self.rule.decide(progress) if self.rule else list(self.problem.auxes)
 
 
-def is_learned(shares: Sequence[float]) -> bool:
-    """Whether an auxiliary explains some of its held-out loss, or nothing has been measured."""
-    return not shares or mean(shares) > LEARNED
-
-
-def is_aligned(cosines: Sequence[float]) -> bool:
-    """Whether an auxiliary helps by its cosines, or these are too few to tell."""
-    return len(cosines) < FEWEST or is_positive(cosines)
+def draws(samples: Batch, count: int) -> Iterator[Batch]:
+    """So many random samples at a time, the same in each run."""
+    random = torch.Generator().manual_seed(0)
+    while True:
+        chosen = torch.randint(len(samples["input"]), (count,), generator=random)
+        yield {key: values[chosen] for key, values in samples.items()}
 
 
 def fit(
@@ -109,7 +94,7 @@ def fit(
     seed: int,
     watch: Watch | None = None,
 ) -> Any:
-    """Train by a method, which may need an `AlignmentWatch`; returns the model, auxiliary and all."""
+    """Train by a method, which may need a `RuleWatch`; returns the model, auxiliary and all."""
     torch.manual_seed(seed)
     train, labelled = choose(problem, train, regime, seed)
     model: Any = method.build(problem, train["input"][:1])
@@ -195,14 +180,16 @@ def optimisers(method: Method, model: Any, settings: Settings) -> tuple[Optimize
     )
 
 
-def auxes_at(progress: float, problem: Problem, method: Method, watch: Any = None) -> list[str]:
-    """The auxiliary tasks that are trained; a method that asks for their alignment needs an `AlignmentWatch`."""
+def auxes_at(progress: float, problem: Problem, method: Method, watch: Any = None) -> Sequence[str]:
+    """The auxiliary tasks that are trained; a method that asks for their alignment needs a `RuleWatch`."""
     if method.unless_aligned:
-        return [name for name in problem.auxes if watch.goes_on(name, progress)]
+        return watch.going_on(progress)
     return list(problem.auxes) if progress < method.alone_from else []
 
 
-def losses_of(problem: Problem, model: Any, auxes: list[str], progress: float, factor: float, batch: Batch) -> Losses:
+def losses_of(
+    problem: Problem, model: Any, auxes: Sequence[str], progress: float, factor: float, batch: Batch
+) -> Losses:
     """Loss of each task, the auxiliary ones times a factor; that of the primary over the samples with its label."""
     few = slice(problem.batch)
     if not auxes:

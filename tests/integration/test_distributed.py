@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from zoo import UNet, Vit
 
-from auxnas_layers import MTLNAS, AuxG, AuxNAS, AuxNASWrapper, ExportError, NDDRFusion
+from auxnas_layers import MTLNAS, AuxG, AuxNAS, AuxNASWrapper, ExportError, NDDRFusion, StopRule
 from auxnas_layers.search import ClampedGate, RelaxedBernoulliGate, SigmoidGate
 
 RANKS = 2
@@ -492,6 +492,64 @@ def check_inputs(rank: int) -> None:
 def test_backward_to_the_gates_alone_needs_no_sync(processes):
     """Otherwise torch waits for the weights' gradients, and leaves the gates' of each process as they are."""
     processes.run(check_inputs)
+
+
+# DistributedDataParallel: the stop rule
+
+
+def check_rule(rank: int) -> None:
+    """Other samples, and not as many held-out batches, in each process."""
+    wrapper, sign = three(), torch.ones(4, dtype=torch.float64)
+    ddp = DistributedDataParallel(Losses(wrapper), find_unused_parameters=True)
+
+    def loss(output: Tensor, batch: Any) -> Tensor:
+        return (output.flatten(1).square().mean(1) * batch[1]).mean()
+
+    held_out = [(IMAGES[i : i + 4], sign) for i in range(1 + 2 * rank)]
+    losses = {"parts": loss, "depth": loss}
+    rule = StopRule(wrapper, held_out, primary_loss=loss, aux_loss=losses, explains=None)
+    optimiser = torch.optim.SGD(wrapper.parameters(), lr=1e-3)
+    for step in range(40):
+        rule.step(step / 40, (share(rank), sign))
+        optimiser.zero_grad()
+        ddp(share(rank), 0.1).backward()
+        optimiser.step()
+        states: list[Any] = [None] * RANKS
+        dist.all_gather_object(states, rule.state_dict())
+        assert states[0] == states[1]
+    assert {len(found) for found in rule.alignment.cosines.values()} == {20}
+    assert_equal_everywhere(wrapper.state_dict())
+
+
+def test_the_stop_rule_measures_the_same_in_every_process(processes):
+    processes.run(check_rule)
+
+
+def check_verdicts(rank: int) -> None:
+    """The first process alone would let the auxiliary go on; the primary then goes on in a DDP of its own."""
+    wrapper = pair()
+    x, labels = share(rank), torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+
+    def aux_loss(output: Tensor, batch: Any) -> Tensor:  # a share of 0.3 in the first process, of -0.2 in the other
+        own = torch.equal(batch[1], labels)
+        return output.mean() * 0 + (((0.7, 1.2)[rank] if own else 1.0) if not output.requires_grad else output.mean())
+
+    options: dict[str, Any] = {"primary_loss": lambda output, batch: output.square().mean(), "aux_loss": aux_loss}
+    rule = StopRule(wrapper, [(x, labels)], explains=0.1, **options)
+    net: nn.Module = DistributedDataParallel(wrapper, find_unused_parameters=True)
+    for step in range(12):
+        if not rule.step(step / 40, (x, labels)) and net.module is wrapper:
+            net = DistributedDataParallel(wrapper.primary_net)
+        wrapper.zero_grad()
+        loss_of(net(x)).backward()
+        assert_equal_everywhere({n: p.grad for n, p in wrapper.primary_net.named_parameters() if p.grad is not None})
+    assert rule.verdicts["aux"].stopped_at == 0.2 and rule.explained["aux"] == [pytest.approx(0.05)] * 4
+    assert net.module is wrapper.primary_net
+    assert wrapper.eval().export_primary(IMAGES) is not None
+
+
+def test_the_stop_rule_decides_by_what_all_processes_have_measured(processes):
+    processes.run(check_verdicts)
 
 
 # Sharded networks (FSDP2): the gates stay whole, since the search looks at them and sets them outside any forward

@@ -11,10 +11,12 @@ def test_every_method_takes_its_turns_and_two_networks_cost_more_than_a_head():
     assert min(times[cost.RULE]) > 0
 
 
-def test_the_rule_is_timed_to_its_end_whatever_it_finds():
-    rule = cost.UnstoppedWatch(cost.PROBLEMS[cost.MAIN[0]], {})
-    rule.explained = {"segmentation": [0.0]}
-    assert rule.goes_on("segmentation", 0.9) and not cost.AlignmentWatch.goes_on(rule, "segmentation", 0.9)
+def test_the_rule_is_timed_to_its_end_whatever_it_finds(monkeypatch):
+    made, watch = [], cost.RuleWatch
+    monkeypatch.setattr(cost, "RuleWatch", lambda *args, **options: made.append(watch(*args, **options)) or made[-1])
+    assert cost.rule_seconds(cost.load(cost.MAIN[0], True), 40) > 0
+    (rule,) = (watch.rule for watch in made)
+    assert len(rule.alignment.cosines["segmentation"]) == 30 and rule.going_on == ("segmentation",)
 
 
 def test_ratios_are_those_within_a_round(capsys):

@@ -32,16 +32,16 @@ from runs import Run
 from tables import against, labels_table, regime_name
 from torchjd.aggregation import Sum
 from training import (
-    AlignmentWatch,
     Regime,
+    RuleWatch,
     Settings,
     auxes_at,
     batches,
     choose,
+    draws,
     evaluate,
     fit,
     halves,
-    is_aligned,
     losses_of,
     optimisers,
 )
@@ -49,6 +49,7 @@ from variants import VARIANTS
 
 from auxnas_layers import AuxNAS
 from auxnas_layers.search import ClampedGate
+from auxnas_layers.verdict import is_aligned
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = PROBLEMS["depth <- segmentation"]
@@ -69,7 +70,7 @@ def a_batch(data, seed=0):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_method_trains_and_serves_the_primary(name, data):
     method = VARIANTS[name]
-    watch = AlignmentWatch(PROBLEM, data["validation"]) if method.unless_aligned else None
+    watch = RuleWatch(PROBLEM, data["validation"]) if method.unless_aligned else None
     model = fit(PROBLEM, method, data["train"], Regime(16, plenty=True), QUICK, 0, watch)
     net = method.export(model)
     assert 0 < evaluate(PROBLEM, net, data["test"]) < 5000
@@ -96,8 +97,8 @@ def test_single_task_never_looks_at_auxiliary_labels(data):
 
 def test_auxiliaries_stop_at_half_unless_they_help(data):
     class Watch:
-        def goes_on(self, name, progress):
-            return progress < 0.5 or name == "segmentation"
+        def going_on(self, progress):
+            return ["segmentation", "normals"] if progress < 0.5 else ["segmentation"]
 
         def __call__(self, progress, model, batch):
             pass
@@ -111,33 +112,27 @@ def test_auxiliaries_stop_at_half_unless_they_help(data):
         losses = []
         aux = replace(PROBLEM.auxes["segmentation"], loss=lambda outputs, labels: losses.append(1) or outputs.sum())
         watch = Watch()
-        watch.goes_on = lambda name, progress, helps=helps: progress < 0.5 or helps
+        watch.going_on = lambda progress, helps=helps: AUXES if progress < 0.5 or helps else []
         counting = replace(PROBLEM, auxes={"segmentation": aux})
         fit(counting, METHODS[OURS], data["train"], Regime(16, True), replace(QUICK, steps=4), 0, watch)
         assert len(losses) == count
 
 
-def test_the_watch_measures_thirty_times_until_it_is_asked(data, monkeypatch):
-    monkeypatch.setattr("training.LEARNED", -inf)
-    watch = AlignmentWatch(PROBLEM, data["validation"], until=0.5)
+def test_the_rule_measures_thirty_times_until_it_is_asked(data):
+    watch = RuleWatch(PROBLEM, data["validation"], until=0.5, explains=-inf)
     fit(PROBLEM, METHODS[LIGHT], data["train"], Regime(16, True), replace(QUICK, steps=80), 0, watch)
-    assert len(watch.cosines["segmentation"]) == 30
-    assert len(watch.explained["segmentation"]) == 6  # those of the second tenth
+    assert len(watch.rule.alignment.cosines["segmentation"]) == 30
+    assert len(watch.rule.explained["segmentation"]) == 6  # those of the second tenth
 
 
-def test_an_auxiliary_goes_on_if_it_is_learned_and_aligned(data):
-    watch = AlignmentWatch(PROBLEM, data["validation"], until=0.5)
-    for cosines, shares, until_half, to_the_end in (
-        ([0.1, 0.2] * 15, [0.04, 0.08], True, True),
-        ([0.1, -0.2] * 15, [0.04, 0.08], True, False),
-        ([0.1, -0.2] * 3, [0.04, 0.08], True, True),  # cosines too few to tell
-        ([0.1, 0.2] * 15, [0.01, 0.02], False, False),
-        ([], [], True, True),  # nothing measured
-    ):
-        watch.cosines["segmentation"], watch.explained["segmentation"] = cosines, shares
-        assert watch.goes_on("segmentation", 0.19)
-        assert watch.goes_on("segmentation", 0.2) == watch.goes_on("segmentation", 0.49) == until_half
-        assert watch.goes_on("segmentation", 0.5) == to_the_end
+def test_the_rule_measures_on_other_samples_each_time_and_the_same_in_each_run(data):
+    first, again = draws(data["validation"], 7), draws(data["validation"], 7)
+    batches = [next(first) for _ in range(2)]
+    assert {key: len(values) for key, values in batches[0].items()} == dict.fromkeys(data["validation"], 7)
+    assert not torch.equal(batches[0]["input"], batches[1]["input"])
+    for batch in batches:
+        same = next(again)
+        assert all(torch.equal(batch[key], same[key]) for key in batch)
 
 
 @pytest.mark.parametrize("control", ["", "permuted"])
@@ -145,11 +140,12 @@ def test_what_cannot_be_learned_is_measured_and_trained_for_a_fifth_only(data, c
     calls = []
     aux = PROBLEM.auxes["segmentation"]
     problem = replace(PROBLEM, auxes={"segmentation": replace(aux, loss=lambda *x: calls.append(1) or aux.loss(*x))})
-    watch = AlignmentWatch(problem, data["validation"], until=0.5)
-    watch._explain = lambda model, held_out: watch.explained["segmentation"].append(0.0 if control else 1.0)
+    watch = RuleWatch(problem, data["validation"], until=0.5, explains=inf if control else -inf)
     fit(problem, METHODS[LIGHT], data["train"], Regime(16, True), replace(QUICK, steps=60), 0, watch)
-    assert len(watch.cosines["segmentation"]) == (12 if control else 30)
-    assert len(calls) == (12 + 12 if control else 30 + 30 + 30 * is_aligned(watch.cosines["segmentation"]))
+    cosines = watch.rule.alignment.cosines["segmentation"]
+    assert len(cosines) == (12 if control else 30)
+    shares = 2 * (6 + 1)  # of their own and of other samples; the first only to see whether they can be measured
+    assert len(calls) == shares + (12 + 12 if control else 30 + 30 + 30 * is_aligned(cosines))
 
 
 def test_labels_and_controls(data):

@@ -14,7 +14,8 @@ import stability
 import studies
 from tables import TABLES
 from test_methods import ROOT
-from training import is_learned
+
+from auxnas_layers.verdict import is_learned
 
 RESULTS = (ROOT / "docs" / "results.md").read_text()
 
