@@ -12,6 +12,7 @@ from auxnas_layers._torch.compiled import uncompiled
 from auxnas_layers.errors import SearchError
 from auxnas_layers.export.report import check_closed
 from auxnas_layers.features.taps import PRIMARY
+from auxnas_layers.features.undisturbed import is_own_call
 from auxnas_layers.search.edges import Architecture, check_architecture
 from auxnas_layers.search.gate_bank import OpenGates
 from auxnas_layers.search.penalties import check_progress
@@ -58,6 +59,8 @@ class SearchedNets(JoinedNets):
     @override
     def _note_forward(self, gates: OpenGates) -> None:
         inward = [edge for edge in gates if edge.direction.inward]
+        if is_own_call():
+            return
         if not self.training:
             searches = self._searches()
             self._watch.evaluated([edge for edge in inward if isinstance(searches[edge.direction.aux], AuxNAS)])

@@ -1,6 +1,6 @@
 """Exporting all networks with the edges that a search has kept: `MultitaskNet`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -15,6 +15,7 @@ from auxnas_layers.export.copying import copy_networks
 from auxnas_layers.export.cost import cost_of, measure, warn_uncounted
 from auxnas_layers.export.report import ExportReport
 from auxnas_layers.features.inputs import Inputs
+from auxnas_layers.features.taps import PRIMARY, Layer, Tap
 from auxnas_layers.features.undisturbed import undisturbed
 from auxnas_layers.fusion.bank import FusionBank
 from auxnas_layers.search.edges import Architecture, Direction, Edge
@@ -68,9 +69,7 @@ class MultitaskNet(JoinedNets):
         )
         self.fusions.take_mode_(joined.fusions)
         self._keep_(joined._taps, lambda edge: edge in gates)
-        self._dropped = tuple(
-            replace(edge, gate=0.0, open=False) for side in edges.values() for edge in side if edge not in gates
-        )
+        self._bare = tuple(_bare_taps(joined._taps, set(fusions) - {edge.target_layer for edge in gates}))
         kept = {direction: [edge for edge in side if edge in gates] for direction, side in edges.items()}
         self.gates = GateBank(kept, lambda direction: _fixed(kept[direction], gates), self._nets())
         self.gates.train(joined.gates.training)
@@ -78,12 +77,23 @@ class MultitaskNet(JoinedNets):
         self.training, self.aux_net.training = joined.training, joined.aux_net.training
 
     def architecture(self) -> Architecture:
-        """The kept edges under their constant gates, and the dropped ones closed, as `FixedArchitecture` takes them."""
-        return Architecture((*self.gates.architecture(), *self._dropped))
+        """The kept edges under their constant gates, as `FixedArchitecture` takes them."""
+        return replace(self.gates.architecture(), bare=self._bare)
 
     @override
     def _facts(self) -> list[str]:
         return [edge.label for side in self.gates.edges.values() for edge in side]
+
+
+def _bare_taps(taps: Mapping[str, Sequence[Tap]], layers: Collection[Layer]) -> Iterator[tuple[Direction, int]]:
+    """The taps of some layers, each with the direction that would enter it."""
+    for aux, side in taps.items():
+        for number, tap in enumerate(side):
+            ends = {
+                Layer(PRIMARY, tap.primary): Direction(aux, inward=True),
+                Layer(aux, tap.aux): Direction(aux, False),
+            }
+            yield from ((direction, number) for layer, direction in ends.items() if layer in layers)
 
 
 def _fixed(edges: Sequence[Edge], gates: OpenGates) -> Gate:
@@ -109,7 +119,7 @@ def export_multitask(joined: JoinedNets, call: Inputs | None) -> tuple[Multitask
     check_decided(joined.gates.by_direction(), joined.gates.edges)
     with undisturbed(joined.gates), torch.no_grad():
         exported = MultitaskNet(joined, joined.gates.now())
-    kept = exported.gates.architecture().edges
+    kept = exported.architecture().edges
     left = {edge.key for edge in kept}
     dropped = tuple(replace(edge, gate=0.0, open=False) for edge in architecture if edge.key not in left)
     report = ExportReport(dropped, kept=kept)

@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ from torch.nn.parameter import is_lazy
 
 from auxnas_layers._torch.compiled import eager
 from auxnas_layers._torch.state import accelerator_devices, version
+
+_OWN_CALL: ContextVar[bool] = ContextVar("own_call", default=False)
+
+
+def is_own_call() -> bool:
+    """Whether this library calls a network on its own account, and not the user's loop."""
+    return _OWN_CALL.get()
 
 
 @contextmanager
@@ -27,6 +35,7 @@ def undisturbed(*nets: nn.Module, training: bool | None = False) -> Iterator[Non
     """
     modules = {module: module.training for net in nets for module in net.modules()}
     with ExitStack() as stack:
+        stack.callback(_OWN_CALL.reset, _OWN_CALL.set(True))
         stack.enter_context(torch.inference_mode(False))
         stack.callback(torch.clear_autocast_cache)  # casts made without gradients have none, and would be used again
         stack.callback(_restore_buffers_, *_buffers(modules))

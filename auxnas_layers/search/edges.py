@@ -135,6 +135,7 @@ class Architecture:
 
     Args:
         edges: The edges.
+        bare: Taps whose fusion is kept although no edge enters it, since it acts without edges: direction and number.
 
     >>> architecture = Architecture((Edge("aux_to_primary", 0, 1, 0.25, True, "layer1", "layer2"),))
     >>> Architecture.from_dict(architecture.to_dict()) == architecture
@@ -145,6 +146,7 @@ class Architecture:
     """
 
     edges: tuple[Edge, ...]
+    bare: tuple[tuple[str, int], ...] = ()
 
     def __iter__(self) -> Iterator[Edge]:
         return iter(self.edges)
@@ -171,7 +173,8 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """The architecture as plain data that `json.dumps` takes."""
-        return {"edges": [asdict(edge) | {"direction": str(edge.direction)} for edge in self.edges]}
+        edges = [asdict(edge) | {"direction": str(edge.direction)} for edge in self.edges]
+        return {"edges": edges} | ({"bare": [[str(one), tap] for one, tap in self.bare]} if self.bare else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Architecture":
@@ -187,7 +190,7 @@ class Architecture:
             names = ", ".join(f.name for f in fields(Edge) if f.compare)
             kinds = f"{names}: a string, two numbers of taps, a number in [0, 1] and true or false"
             raise SearchError(bullets(f"the edges of an architecture have the fields {kinds}; found", problems))
-        return cls(tuple(Edge(**edge) for edge in edges))
+        return cls(tuple(Edge(**edge) for edge in edges), tuple((one, tap) for one, tap in data.get("bare", ())))
 
 
 def _is_edge(data: Any) -> bool:

@@ -279,8 +279,7 @@ class FixedArchitecture:
     """Nothing is searched: constant gates, no architecture parameters, and weights only for the edges that exist.
 
     Args:
-        architecture: Its open edges exist, under its gates; a layer that only closed ones enter gets a fusion if that
-            acts without edges, as `NDDRFusion` does. None: every edge of the search space, under gate 1.
+        architecture: Its open edges exist, under its gates. None: every edge of the search space, under gate 1.
         own_share: Share of its own feature with which every tap that receives starts, unitless. To retrain what
             `AuxNAS` found, take the 0.1 of `AuxNAS`; 0.9 is that of MTL-NAS, NDDR-CNN and cross-stitch networks.
         start: How edges start, see `Fusion`.
@@ -288,7 +287,7 @@ class FixedArchitecture:
     >>> found = Architecture((Edge("aux_to_primary", 0, 0, 0.0, False), Edge("primary_to_aux", 0, 0, 0.5, True)))
     >>> space = [Edge("aux_to_primary", 0, 0), Edge("primary_to_aux", 0, 0)]
     >>> [str(edge) for edge in FixedArchitecture(found).choose(space)]
-    ['aux_to_primary 0 -> 0 (closed)', 'primary_to_aux 0 -> 0 (open, gate 1)']
+    ['primary_to_aux 0 -> 0 (open, gate 1)']
     """
 
     architecture: Architecture | None = None
@@ -300,16 +299,16 @@ class FixedArchitecture:
             check_architecture(self.architecture)
 
     def choose(self, edges: Sequence[Edge]) -> Sequence[Edge]:
-        """The edges of the architecture, open or closed.
+        """The edges that are open in the architecture, and closed ones into fusions that stay without edges.
 
         Raises:
             SearchError: If the search space lacks some of the open ones.
         """
         if self.architecture is None:
             return edges
-        found = {edge.key: edge for edge in self.architecture}
+        found = {edge.key: edge for edge in self.architecture if edge.open}
         there = {edge.key for edge in edges}
-        missing = [str(edge) for key, edge in found.items() if edge.open and key not in there]
+        missing = [str(edge) for key, edge in found.items() if key not in there]
         if missing:
             raise SearchError(
                 bullets(
@@ -318,7 +317,10 @@ class FixedArchitecture:
                     missing,
                 )
             )
-        return [replace(edge, open=found[edge.key].open) for edge in edges if edge.key in found]
+        bare = self.architecture.bare
+        closed = {edge.key: False for edge in edges if (edge.direction, edge.target) in bare}
+        is_open = closed | dict.fromkeys(found, True)
+        return [replace(edge, open=is_open[edge.key]) for edge in edges if edge.key in is_open]
 
     def make_gates(self, edges: Sequence[Edge], *, to_primary: bool) -> Gate:
         """Constant gates."""

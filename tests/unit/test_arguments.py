@@ -13,14 +13,11 @@ from zoo import Cnn
 
 from auxnas_layers import (
     MTLNAS,
-    Architecture,
     AuxG,
     AuxNAS,
     AuxNASError,
     AuxNASWrapper,
     CrossTaskFusion,
-    Edge,
-    FixedArchitecture,
     Inputs,
     Listener,
     NDDRFusion,
@@ -207,15 +204,6 @@ def test_listeners_that_no_edge_enters_are_named_once():
         == "a Listener returns zeros unless an edge enters it; tap these too, as suggest_taps does: aux 'second'"
     )
     assert wrap(both, search_space=[[True, False], [False, False]]) == [message]
-
-
-def test_a_rebuilt_architecture_has_the_fusions_of_layers_that_only_closed_edges_enter():
-    found = make(MTLNAS(), fusion=NDDRFusion)
-    closed = Architecture(tuple(Edge(e.direction, e.source, e.target, 0.0, False) for e in found.architecture()))
-    again = make(FixedArchitecture(closed), fusion=NDDRFusion)
-    assert not again.architecture().edges and list(again.fusions.by_layer()) == list(found.fusions.by_layer())
-    plain = FixedArchitecture(closed, own_share=1.0)  # under which a fusion does nothing without edges
-    assert not make(plain, fusion=CrossTaskFusion).fusions.by_layer()
 
 
 def test_own_inputs_of_an_auxiliary_at_construction():

@@ -175,3 +175,30 @@ def test_constants_are_in_the_state_of_an_exported_pair(gate):
     second.load_state_dict(first.state_dict())
     assert_same(second(IMAGES), first(IMAGES))
     assert second.architecture() == first.architecture()
+
+
+CHOICES = {
+    "one edge": lambda i, edge: i == 0,
+    "no edge": lambda i, edge: False,
+    "into the auxiliary": lambda i, edge: not edge.direction.inward,
+    "all": lambda i, edge: True,
+}
+
+
+@pytest.mark.parametrize("fusion", [NDDRFusion, CrossTaskFusion])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_an_exported_pair_is_rebuilt_from_its_architecture_and_its_state(choice, fusion):
+    """Also from JSON, in another process say, and whatever edges it has."""
+    wrapper = make(MTLNAS(), fusion=fusion)
+    edges = [
+        Edge(e.direction, e.source, e.target, 1.0 if CHOICES[choice](i, e) else 0.0, CHOICES[choice](i, e))
+        for i, e in enumerate(wrapper.architecture())
+    ]
+    wrapper.load_architecture(Architecture(tuple(edges)))
+    first = wrapper.eval().export_multitask()
+    found = Architecture.from_dict(json.loads(json.dumps(first.architecture().to_dict())))
+    assert found == first.architecture()
+    again = make(FixedArchitecture(found), fusion=fusion).eval().export_multitask()
+    again.load_state_dict(first.state_dict())
+    assert_same(again(IMAGES), first(IMAGES))
+    assert again.architecture() == first.architecture()
