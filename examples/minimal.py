@@ -34,10 +34,9 @@ def main() -> None:
     primary_net, aux_net = resnet18(num_classes=3).to(device), mobilenet_v3_small(num_classes=3).to(device)
     images = next(iter(train))[0].to(device)
     taps = suggest_taps(primary_net, aux_net, images)  # or written out: [("layer1", "features.3"), ...]
-    wrapper = AuxNASWrapper(primary_net, aux_net, taps, example_inputs=images)  # makes the edges, for the optimisers
-    weights = torch.optim.AdamW(wrapper.weight_parameters(), lr=1e-3)
-    gates = torch.optim.Adam(wrapper.arch_parameters(), lr=1e-2)
-    parts, start, best = [wrapper, weights, gates], 0, (-1, {})
+    wrapper = AuxNASWrapper(primary_net, aux_net, taps, example_inputs=images)  # makes the edges, for the optimiser
+    optimizer = torch.optim.AdamW(wrapper.param_groups(lr=1e-3, gate_lr=1e-2))
+    parts, start, best = [wrapper, optimizer], 0, (-1, {})
     if options.resume:
         start, best, *states = torch.load(options.folder / "checkpoint.pt", map_location=device)
         for part, state in zip(parts, states):
@@ -46,13 +45,12 @@ def main() -> None:
     for epoch in range(start, options.epochs):
         wrapper.train()
         for step, (images, labels, brightness) in enumerate(train, start=epoch * len(train)):  # counts over all epochs
+            penalty = wrapper.search_penalty(step / (options.epochs * len(train)))
             out = wrapper(images.to(device))
-            loss = F.cross_entropy(out.primary, labels.to(device)) + F.l1_loss(out.aux, brightness.to(device))
-            loss = loss + wrapper.search_penalty(step / (options.epochs * len(train)))
-            wrapper.zero_grad()
+            loss = F.cross_entropy(out.primary, labels.to(device)) + F.l1_loss(out.aux, brightness.to(device)) + penalty
+            optimizer.zero_grad()
             loss.backward()
-            weights.step()
-            gates.step()
+            optimizer.step()
         net = wrapper.primary_net.eval()  # without the auxiliary network, as it will be deployed
         with torch.no_grad():
             hits = torch.cat([net(images.to(device)).argmax(1).cpu() == labels for images, labels, _ in validation])
