@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from auxnas_layers._torch.compiled import eager, uncompiled
 from auxnas_layers._torch.hooks import hooked
+from auxnas_layers.errors import TapError
 from auxnas_layers.features.dry_run import LayerInfo, observe
 from auxnas_layers.features.inputs import Inputs
-from auxnas_layers.features.outputs import Path, Select, features, is_feature, put_feature
+from auxnas_layers.features.outputs import Path, Select, as_select, features, find_feature, is_feature, put_feature
 from auxnas_layers.features.taps import Point
 from auxnas_layers.features.undisturbed import undisturbed
 
@@ -153,7 +154,8 @@ class _Recorder:
     def __init__(self, inputs: set[int]) -> None:
         self.inputs = inputs
         self.found: dict[Path, Tensor] = {}
-        self.called = self.several = False
+        self.called = False
+        self.default: Path | None = None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         return uncompiled(_Recorder.note)(self, args, output)
@@ -163,19 +165,25 @@ class _Recorder:
         given = self.inputs | {id(tensor) for _, tensor in features(args)}
         every = {path: tensor for path, tensor in features(output) if is_feature(tensor)}
         made = {path: tensor for path, tensor in every.items() if id(tensor) not in given} or every
-        self.called, self.several = True, len(every) > 1
+        self.called, self.default = True, _default(output)
         self.found = {path: tensor.clone() if tensor.requires_grad else tensor for path, tensor in made.items()}
         for path, tensor in self.found.items():
             output = put_feature(output, path, tensor)
         return output
 
     def select(self, used: set[int], batch: int | None) -> Select:
-        """Where the first used feature is, one of all samples if there is any; None if there is no choice."""
+        """Where the first used feature is, one of all samples if there is any; None if a tap finds it by itself."""
         paths = [path for path, tensor in self.found.items() if id(tensor) in used] or list(self.found)
         paths = [path for path in paths if batch in self.found[path].shape] or paths
-        if not self.several:
-            return None
-        return paths[0][0] if len(paths[0]) == 1 else paths[0]
+        return None if not paths or paths[0] == self.default else as_select(paths[0])
+
+
+def _default(output: Any) -> Path | None:
+    """Where a tap finds the feature of a layer's output without a select; None if it needs one."""
+    try:
+        return find_feature(output, None)[0]
+    except TapError:
+        return None
 
 
 def _recorded(

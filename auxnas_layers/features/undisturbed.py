@@ -1,4 +1,4 @@
-"""Calling networks without a trace: flags, buffers and random states are afterwards as before."""
+"""Calling networks without a trace: flags, buffers, plain attributes and random states are afterwards as before."""
 
 import random
 import sys
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from auxnas_layers._torch.compiled import eager
 from auxnas_layers._torch.state import accelerator_devices, version
+from auxnas_layers.features.attributes import kept_attributes
 
 _OWN_CALL: ContextVar[bool] = ContextVar("own_call", default=False)
 
@@ -24,7 +25,7 @@ def is_own_call() -> bool:
 
 @contextmanager
 def undisturbed(*nets: nn.Module, training: bool | None = False) -> Iterator[None]:
-    """Run `nets` in eval mode, or in their own modes (None), and restore their flags, buffers and all random states.
+    """Run `nets` in eval mode, or in their own modes (None); restore flags, buffers, plain attributes, random states.
 
     >>> net = nn.BatchNorm1d(2)
     >>> with undisturbed(net):
@@ -38,6 +39,7 @@ def undisturbed(*nets: nn.Module, training: bool | None = False) -> Iterator[Non
         stack.callback(_OWN_CALL.reset, _OWN_CALL.set(True))
         stack.enter_context(torch.inference_mode(False))
         stack.callback(torch.clear_autocast_cache)  # casts made without gradients have none, and would be used again
+        stack.enter_context(kept_attributes(modules))
         stack.callback(_restore_buffers_, *_buffers(modules))
         stack.enter_context(_same_random_numbers())
         for module, before in modules.items():  # not by eval() or train(), which may run the user's code

@@ -23,6 +23,7 @@ PACKAGES = {
         "outputs",
         "taps",
         "inputs",
+        "attributes",
         "undisturbed",
         "dry_run",
         "ignored",

@@ -1,12 +1,16 @@
 """Joined networks that share modules, stand in each other, or get their sizes late."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from helpers import PLAIN, assert_same
 from mlps import Mlp, X, wrap
 from torch import nn
+from torch.utils import _pytree
 
-from auxnas_layers import AuxG, AuxNASWrapper, LayoutError
+from auxnas_layers import AuxG, AuxNASOutput, AuxNASWrapper, LayoutError
 
 
 @pytest.mark.parametrize("search", [PLAIN, AuxG(own_share=1.0, start="zero")], ids=["lockstep", "sequential"])
@@ -54,3 +58,18 @@ def test_edges_do_not_get_their_sizes_inside_a_transform():
         torch.func.grad(lambda x: wrapper(x).aux.sum())(X)
     wrapper(X)
     assert torch.func.grad(lambda x: wrapper(x).aux.sum())(X).shape == X.shape
+
+
+def test_an_output_is_a_named_tuple_of_which_the_trainer_takes_the_primarys_part():
+    output = AuxNASOutput(primary=X, aux={"depth": 2 * X})
+    primary, aux = output
+    assert output[0] is output.primary is primary and output[1] is output[-1] is output.aux is aux
+    assert output[:] == (primary, aux) and output[:1] == (primary,) and len(output) == 2
+    assert output[1:] == (primary,)  # after a loss, predictions
+    for other in (copy.copy(output), copy.deepcopy(output), pickle.loads(pickle.dumps(output))):
+        assert type(other) is AuxNASOutput and torch.equal(other.primary, X)
+    changed = _pytree.tree_map(lambda tensor: tensor + 1, output)
+    assert type(changed) is AuxNASOutput and torch.equal(changed.aux["depth"], 2 * X + 1)
+    assert AuxNASOutput(item for item in (1, 2)) == AuxNASOutput(1, 2) == AuxNASOutput(1, aux=2)
+    assert output._replace(aux=3)._asdict() == {"primary": X, "aux": 3}
+    assert repr(AuxNASOutput(1, None)) == "AuxNASOutput(primary=1, aux=None)"

@@ -5,10 +5,12 @@ import torch
 from pairs import IMAGES, make
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import Cnn
 
 from auxnas_layers import AuxNASWrapper, Inputs
+from auxnas_layers.errors import AuxNASWarning
 from auxnas_layers.export.cost import measure
 
 RECURRENT = [nn.LSTM, nn.GRU, nn.RNN]
@@ -74,3 +76,55 @@ def test_cost_is_linear_in_the_number_of_auxiliaries(count):
     assert this.flops == first.flops + (count - 1) * (second.flops - first.flops)
     parameters = second.parameters - first.parameters
     assert this.parameters == first.parameters + (count - 1) * parameters
+
+
+class Decodes(nn.Sequential):
+    """Returns an array in eval mode, as detectors do."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.training else y.detach().numpy().argmax(1)
+
+
+class Uncounted(nn.Sequential):
+    """Runs, but not where a dispatch mode looks, as some kernels do."""
+
+    def forward(self, x):
+        if _get_current_dispatch_mode() is not None:
+            raise NotImplementedError("a kernel without a rule for modes")
+        return super().forward(x)
+
+
+def layers(kind=nn.Sequential):
+    return kind(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_arrays_and_blocks_compiled_as_one_graph_are_no_business_of_an_export(compiled, grad):
+    primary = layers(Decodes)
+    if compiled:
+        primary[2].compile(fullgraph=True, backend="eager")
+    with torch.set_grad_enabled(grad):
+        wrapper = AuxNASWrapper(primary, layers(), ["0"], example_inputs=torch.randn(3, 4))
+        wrapper.close_aux_to_primary_()
+        assert type(wrapper.export_primary()) is Decodes
+    assert wrapper.export_report.exported.flops == 2 * 3 * (4 * 8 + 8 * 2)
+
+
+def test_flops_that_cannot_be_counted_are_none_with_one_warning():
+    wrapper = AuxNASWrapper(layers(Uncounted), layers(), ["0"], example_inputs=torch.randn(3, 4))
+    wrapper.close_aux_to_primary_()
+    with pytest.warns(AuxNASWarning, match="FLOPs are not counted.*Uncounted: NotImplementedError") as seen:
+        wrapper.export_primary()
+    assert len(seen) == 1
+    report = wrapper.export_report
+    assert report.exact and report.exported.flops is None and report.exported.parameters == 58
+    assert "not counted" in str(report)
+    assert wrapper.cost().auxiliary.flops == 2 * 3 * (4 * 8 + 8 * 2)
+
+
+def test_errors_of_a_network_itself_are_raised_by_a_cost():
+    wrapper = AuxNASWrapper(layers(), layers(), ["0"], example_inputs=torch.randn(3, 4))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        wrapper.cost(torch.randn(3, 5))

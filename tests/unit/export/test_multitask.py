@@ -2,10 +2,13 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from helpers import assert_same, loss_of, stir_, workers
+from helpers import ROOT, assert_same, loss_of, stir_, workers
 from pairs import IMAGES, TAPS, make, searched
 from torch.fx.experimental.proxy_tensor import make_fx
 from zoo import Cnn
@@ -202,3 +205,22 @@ def test_an_exported_pair_is_rebuilt_from_its_architecture_and_its_state(choice,
     again.load_state_dict(first.state_dict())
     assert_same(again(IMAGES), first(IMAGES))
     assert again.architecture() == first.architecture()
+
+
+LOADING = """
+import sys
+import torch
+net, images, expected = torch.load(sys.argv[1], weights_only=False)
+out = net(images)
+assert torch.equal(out.primary, expected[0]) and torch.equal(out.aux, expected[1])
+print(type(net).__name__, len(net.architecture()))
+"""
+
+
+def test_an_exported_pair_that_was_saved_whole_is_loaded_in_another_process(tmp_path):
+    net = searched().export_multitask()
+    torch.save((net, IMAGES, tuple(net(IMAGES))), tmp_path / "pair.pt")
+    command = [sys.executable, "-c", LOADING, str(tmp_path / "pair.pt")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["MultitaskNet", str(len(net.architecture()))], done.stderr

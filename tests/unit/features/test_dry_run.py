@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from zoo import Cnn
 
-from auxnas_layers import AuxNASWrapper, Inputs, LayoutError, Tap, TapError, list_taps, suggest_taps
+from auxnas_layers import AuxG, AuxNASWrapper, Inputs, LayoutError, Tap, TapError, list_taps, suggest_taps
 
 
 class Pair(NamedTuple):
@@ -321,3 +321,55 @@ def test_an_output_that_cannot_be_rebuilt_is_an_error_of_the_dry_run(pack):
     with pytest.raises(TapError, match=r"primary '0' returns a (PairOf|Shifted), which cannot be rebuilt with another"):
         AuxNASWrapper(*(Net(Block(4, 4), nn.Linear(4, 1)) for _ in range(2)), ["0"], example_inputs=X)
     assert "cannot be rebuilt" in str(list_taps(Net(Block(4, 4), nn.Linear(4, 1)), X))
+
+
+class Tokens(nn.Module):
+    """Tokens of a picture, of a text, or of both inputs."""
+
+    def __init__(self, picture=True, conv=True):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 2, stride=2) if conv else nn.Linear(12, 6)
+        self.words, self.block, self.conv, self.picture = nn.Embedding(9, 6), nn.Linear(6, 6), conv, picture
+
+    def forward(self, *inputs):
+        if not self.picture:
+            return self.block(self.words(inputs[-1]))
+        cells = (
+            self.patches(inputs[0]).flatten(2).mT
+            if self.conv
+            else self.patches(nn.functional.unfold(inputs[0], 2, stride=2).mT)
+        )
+        return self.block(cells)
+
+
+TEXT = torch.randint(9, (2, 7))
+
+
+@pytest.mark.parametrize(
+    "net, inputs, layout",
+    [
+        (Tokens(), (IMAGES,), "b p c"),
+        (Tokens(conv=False), (IMAGES,), "b p c"),  # patches without a convolution
+        (Tokens(), (IMAGES, TEXT), "b p c"),  # another length than the text's
+        (Tokens(), (IMAGES, torch.ones(2, 16, dtype=torch.bool)), "b p c"),  # a mask of patches is no text
+        (Tokens(picture=False), (IMAGES, TEXT), "b n c"),
+        (Tokens(picture=False, conv=False), (TEXT,), "b n c"),
+        (nn.Sequential(nn.Linear(4, 6)), (torch.randn(2, 7, 4),), "b n c"),  # whatever the rows are
+    ],
+)
+def test_only_what_a_network_makes_of_a_picture_may_be_read_as_a_grid(net, inputs, layout):
+    name = "block" if isinstance(net, Tokens) else "0"
+    found = {row[0]: row[2] for row in list_taps(net, *inputs)}
+    assert found[name].layout.text == layout
+
+
+def test_an_edge_into_a_text_means_the_same_for_every_length_of_the_batch():
+    """A picture of 7 x 7 places beside texts padded to 47, 49, 50 or 55 words: all get its mean."""
+    picture, text = nn.Sequential(nn.Conv2d(3, 6, 1)), Tokens(picture=False, conv=False)
+    options = {"search": AuxG(), "example_inputs": torch.randn(2, 3, 7, 7), "aux_inputs": torch.randint(9, (2, 49))}
+    wrapper = AuxNASWrapper(picture, text, [("0", "block")], **options)
+    for length in (47, 49, 50, 55):
+        images, words = torch.randn(2, 3, 7, 7), torch.randint(9, (2, length))
+        out = wrapper(images, aux_inputs=words)
+        mean = picture(images).mean((2, 3))[:, None]
+        torch.testing.assert_close(out.aux, 0.1 * text(words) + 0.9 * mean.expand(2, length, 6))

@@ -169,3 +169,66 @@ def test_equal_means_the_same_bits():
     assert same(torch.ones(2, device="meta"), torch.ones(2, device="meta")) and not same(
         torch.ones(1), torch.ones(1).double()
     )
+
+
+class Remembers(Mlp):
+    """Keeps what people keep in plain attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.seen, self.cache, self.hidden = 0, [], {"first": X}, None
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.steps += 1
+        self.seen.append(x)
+        self.cache[len(self.cache)], self.cache["first"] = y, y
+        self.hidden, self.a.last = y, y
+        return y
+
+
+@pytest.mark.parametrize("dry_run", DRY_RUNS.values(), ids=list(DRY_RUNS))
+def test_plain_attributes_are_as_before(dry_run):
+    net = Remembers()
+    with torch.no_grad():
+        net(X)
+    before = net.steps, list(net.seen), dict(net.cache), net.hidden, net.a.last
+    dry_run(net)
+    after = net.steps, list(net.seen), dict(net.cache), net.hidden, net.a.last
+    assert after[0] == before[0] and after[3] is before[3] and after[4] is before[4]
+    assert len(after[1]) == 1 and after[1][0] is before[1][0]
+    assert list(after[2]) == list(before[2]) and all(
+        a is b for a, b in zip(after[2].values(), before[2].values(), strict=True)
+    )
+
+
+def test_a_module_that_a_call_has_built_stays_built():
+    class Builds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.built, self.calls = False, 0
+
+        def forward(self, x):
+            if not self.built:
+                self.layer, self.built = nn.Linear(4, 2), True
+            return self.layer(x)
+
+    net = Builds()
+    with undisturbed(net):
+        net(X)
+    layer = net.layer
+    net(X)
+    assert net.built and net.layer is layer
+    lazy = nn.LazyLinear(2)
+    with undisturbed(lazy):
+        lazy(X)
+    assert lazy.in_features == 4
+
+
+def test_a_wrapper_that_a_cost_has_sized_stays_sized():
+    wrapper = AuxNASWrapper(Mlp(), Mlp(), ["a"])
+    wrapper.cost(X)
+    for weight in wrapper.fusion_parameters():
+        nn.init.ones_(weight)
+    wrapper(X)
+    assert all((weight == 1).all() for weight in wrapper.fusion_parameters())
