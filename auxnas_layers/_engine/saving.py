@@ -14,7 +14,8 @@ from auxnas_layers.features.taps import Layer, Tap
 from auxnas_layers.search.edges import Edge
 
 _KEY = "_extra_state"  # torch's own key for what `get_extra_state` returns
-_ADDED = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")  # to names, by wrappers of layers
+_WRAPPED = "(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)"
+_ADDED = re.compile(rf"{_WRAPPED}\.|\.{_WRAPPED}(?=')")  # to names, by wrappers of layers
 
 
 class TapsInState(nn.Module):
@@ -31,8 +32,8 @@ class TapsInState(nn.Module):
 
     @override
     def get_extra_state(self) -> Tensor:
-        """The names as JSON; a tensor, since that is all that safetensors take."""
-        return torch.tensor(list(json.dumps(self._names()).encode()), dtype=torch.uint8, device="cpu")
+        """The names as JSON; a tensor, since that is all that safetensors take, into which sums of states fit."""
+        return torch.tensor(list(json.dumps(self._names()).encode()), dtype=torch.int64, device="cpu")
 
     @override
     def set_extra_state(self, state: Tensor) -> None:
@@ -41,7 +42,8 @@ class TapsInState(nn.Module):
         Raises:
             TapError: With all that differ.
         """
-        saved, here = json.loads(bytes(state.tolist())), self._names()
+        here = self._names()
+        saved = _read(state, here)
         problems = [f"only in the state: {name}" for name in saved if name not in here]
         problems += [f"only in the wrapper: {name}" for name in here if name not in saved]
         if not problems and saved != here:
@@ -57,3 +59,15 @@ class TapsInState(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *others)
         if prefix + _KEY in missing:  # a state of version 0.1.0
             missing.remove(prefix + _KEY)
+
+
+def _read(state: Tensor, otherwise: list[str]) -> list[str]:
+    """The names in a state, also in an average of states and in one cast to floats; others where there are no values.
+
+    They have none on the meta device, and no names in them after noise was added to every tensor.
+    """
+    try:
+        names: list[str] = json.loads(bytes(state.double().round().long().tolist()))
+    except (ValueError, NotImplementedError):
+        return otherwise
+    return names
