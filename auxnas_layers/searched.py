@@ -48,6 +48,11 @@ class SearchedNets(JoinedNets):
         penalty: Tensor = uncompiled(SearchedNets._advance)(self, progress)
         return penalty
 
+    @override
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._watch.loaded()
+
     def _advance(self, progress: float) -> Tensor:
         self._watch.advanced(check_progress(progress))
         return self.gates.advance_(float(progress), self._searches())

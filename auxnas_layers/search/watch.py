@@ -20,6 +20,10 @@ class SearchWatch:
         self._forwards = 0
         self._warned: set[str] = set()
 
+    def loaded(self) -> None:
+        """Begin anew, as a loop does that goes back to an earlier state: after a NaN, or in cross-validation."""
+        self._progress, self._forwards = None, 0
+
     def advanced(self, progress: float) -> None:
         """Note a call of `search_penalty`; warn if progress has fallen."""
         before, self._progress, self._forwards = self._progress, progress, 0

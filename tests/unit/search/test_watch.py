@@ -51,6 +51,22 @@ def test_progress_that_rises_or_stays_is_right():
     assert not warned(lambda: (again.search_penalty(0.0), pickle.loads(pickle.dumps(wrapper)).search_penalty(0.0)))
 
 
+def test_a_loop_may_go_back_to_an_earlier_state():
+    wrapper = make()
+    state = copy.deepcopy(wrapper.state_dict())
+
+    def train():
+        for _fold in range(2):
+            wrapper.load_state_dict(state)
+            wrapper.search_penalty(0.0)
+            wrapper.search_penalty(0.5)
+
+    assert not warned(train)
+    assert len(warned(lambda: wrapper.search_penalty(0.1))) == 1
+    wrapper.load_state_dict(state)
+    assert not warned(lambda: [wrapper.search_penalty(p) for p in (0.5, 0.1)])  # once is enough
+
+
 @pytest.mark.parametrize("search", [AuxNAS(), MTLNAS()])
 def test_a_forgotten_penalty_is_noticed_once(search):
     wrapper = make(search)
