@@ -1,5 +1,6 @@
 """Layers whose result the network ignores: it goes on from something that the layer has written elsewhere, say."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def ignored_problems(role: str, net: nn.Module, inputs: Inputs, points: Sequence
     """
     watched: dict[int, tuple[Tensor, str, Path | None]] = {}  # with the tensors, lest another one gets their identity
     used: set[tuple[str, Path | None]] = set()
+    copies: list[tuple[Point, weakref.ref[Tensor]]] = []
 
     def see(tensor: Tensor) -> None:
         if id(tensor) in watched:
@@ -37,6 +39,7 @@ def ignored_problems(role: str, net: nn.Module, inputs: Inputs, points: Sequence
     def copied(point: Point, output: Any, path: Path, feature: Tensor) -> Tensor:
         copy = feature.clone()
         watched[id(copy)] = copy, point.name, None
+        copies.append((point, weakref.ref(copy)))
         for other, tensor in features(output):
             if other != path:
                 watched[id(tensor)] = tensor, point.name, other
@@ -47,9 +50,11 @@ def ignored_problems(role: str, net: nn.Module, inputs: Inputs, points: Sequence
             output = _run(net, inputs, points, copied)
     except Exception:  # not every kernel can be watched; the dry run before has shown that the network runs
         return []
-    for _, tensor in features(output):
-        see(tensor)
-    unseen = [point for point in points if (point.name, None) not in used]
+    used |= {watched[id(tensor)][1:] for _, tensor in features(output) if id(tensor) in watched}
+    del output
+    watched.clear()
+    kept = [point for point, copy in copies if copy() is not None]  # by the network, for a loss outside of it
+    unseen = [point for point in points if (point.name, None) not in used and point not in kept]
     ignored = [p for p in unseen if all(_is_ignored(net, inputs, p, training) for training in (False, True))]
     instead = {name: path for name, path in used if path is not None}
     return [_problem(role, point, instead) for point in ignored]

@@ -100,6 +100,14 @@ def test_what_is_kept_in_an_object_of_another_kind_may_be_used():
     assert not ignores(Net(lambda net, x: (net.b(x), Found(net.a(x)))))
 
 
+def test_what_a_network_keeps_for_a_loss_outside_of_it_may_be_used():
+    def run(net, x):
+        net.embedding = net.a(x)
+        return net.b(x)
+
+    assert not ignores(Net(run))
+
+
 def test_sources_need_not_be_used():
     net = Net(lambda net, x: (net.a(x), net.b(x))[1])
     assert ignores(net)
