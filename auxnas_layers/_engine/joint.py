@@ -29,6 +29,8 @@ from auxnas_layers.search.edges import Direction, Edge, by_target
 from auxnas_layers.search.gate_bank import GateBank, OpenGates
 from auxnas_layers.search.gates import Gate
 
+_ABSENT: Any = object()
+
 
 class _Output(NamedTuple):
     primary: Any
@@ -45,9 +47,9 @@ class AuxNASOutput(_Output):
 
     __slots__ = ()
 
-    def __new__(cls, primary: Any, *aux: Any) -> Self:
+    def __new__(cls, primary: Any, aux: Any = _ABSENT) -> Self:
         # As a tuple is made, of one iterable: so the Trainer of Hugging Face makes anew every tuple that it changes.
-        return super().__new__(cls, *((primary, *aux) if aux else primary))
+        return super().__new__(cls, *(primary if aux is _ABSENT else (primary, aux)))
 
     @override
     def __getitem__(self, index: Any) -> Any:

@@ -8,6 +8,16 @@ from torch import nn
 from auxnas_layers.errors import AuxNASError
 
 
+class _OfPrimary:
+    """An attribute of the primary network, for as long as a user sets no other on the wrapper."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, nets: Any, owner: Any = None) -> Any:
+        return self if nets is None else getattr(nets.primary_net, self.name)
+
+
 class TrainerModel(nn.Module):
     """A model for the Trainer of Hugging Face, made of several networks; a base class."""
 
@@ -19,16 +29,11 @@ class TrainerModel(nn.Module):
     def _every_net(self) -> Iterable[nn.Module]:
         raise NotImplementedError  # abstract: the networks of a subclass
 
-    @property
-    def config(self) -> Any:
-        """The primary network's, if it has one."""
-        return self.primary_net.config
+    config: Any = _OfPrimary()
+    """The primary network's, if it has one."""
 
-    @property
-    def main_input_name(self) -> str:
-        """The primary network's, if it has one."""
-        name: str = self.primary_net.main_input_name  # type: ignore[assignment]
-        return name
+    main_input_name: Any = _OfPrimary()
+    """The primary network's, if it has one."""
 
     @property
     def supports_gradient_checkpointing(self) -> bool:

@@ -73,3 +73,24 @@ def test_an_output_is_a_named_tuple_of_which_the_trainer_takes_the_primarys_part
     assert AuxNASOutput(item for item in (1, 2)) == AuxNASOutput(1, 2) == AuxNASOutput(1, aux=2)
     assert output._replace(aux=3)._asdict() == {"primary": X, "aux": 3}
     assert repr(AuxNASOutput(1, None)) == "AuxNASOutput(primary=1, aux=None)"
+
+
+def test_an_output_is_made_as_a_named_tuple_and_as_a_tuple():
+    for output in (AuxNASOutput(1, 2), AuxNASOutput(primary=1, aux=2), AuxNASOutput(1, aux=2), AuxNASOutput([1, 2])):
+        assert output == (1, 2) and output.aux == 2
+    assert AuxNASOutput(None, None) == (None, None)
+
+
+def test_a_user_may_set_a_configuration_on_the_wrapper():
+    class Configured(AuxNASWrapper):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.config = {"lr": 0.1}
+
+    primary = Mlp()
+    primary.config = {"width": 4}
+    assert AuxNASWrapper(primary, Mlp(), ["a"]).config is primary.config
+    wrapper = Configured(primary, Mlp(), ["a"])
+    assert wrapper.config == {"lr": 0.1} and primary.config == {"width": 4}
+    del wrapper.config
+    assert wrapper.config is primary.config
