@@ -49,12 +49,12 @@ def copy_networks(nets: Sequence[Net], left_behind: Collection[nn.Module] = ()) 
     copies = [_copy(net, memo) for net in nets]
     for net in nets:
         _refuse_company(net, memo, left_behind)
-        for parameter in net.parameters():  # deepcopy leaves their attributes out
-            vars(memo.get(id(parameter), parameter)).update(copy.deepcopy(vars(parameter), memo))
+        _copy_attributes(net, memo)
     ties = Ties(memo, list(nets))
     for net, copied in zip(nets, copies, strict=True):
-        ties.cut(copied)
+        _cut(ties, net, copied)
         _drop_own_forwards(copied)
+        _refuse_company(net, memo, left_behind)  # to which functions may have led
         if problems := _differences(net, copied):
             raise ExportError(bullets(f"deepcopy of {type(net).__name__} does not give the same network:", problems))
     return copies
@@ -75,24 +75,50 @@ def _copy(net: Net, memo: dict[int, Any]) -> Net:
         with _CopyingResults():
             return copy.deepcopy(net, memo)
     except Exception as error:
-        place = _culprit(net, known)
-        kind = f"{type(net).__name__}{place}"
-        raise ExportError(
-            f"{kind} cannot be copied by copy.deepcopy: {error}. Delete it before the export, or give its class a "
-            "__deepcopy__ or __getstate__ that leaves it out"
-        ) from error
+        raise _not_copied(net, _culprit(net, known), error) from error
+
+
+def _copy_attributes(net: nn.Module, memo: dict[int, Any]) -> None:
+    """Copy the attributes of parameters, which deepcopy leaves out."""
+    for name, parameter in net.named_parameters():
+        try:
+            vars(memo.get(id(parameter), parameter)).update(copy.deepcopy(vars(parameter), memo))
+        except Exception as error:
+            raise _not_copied(net, _culprit(parameter, {}, f".{name}"), error) from error
+
+
+def _cut(ties: Ties, net: nn.Module, copied: nn.Module) -> None:
+    try:
+        ties.cut(copied)
+    except Exception as error:
+        uncopied, place = ties.copying, ""
+        if uncopied is not None:
+            place = path_to(net, lambda value: value is uncopied, inf) or ""
+            place = _culprit(uncopied, {id(net): copied}, place)
+        raise _not_copied(net, place, error) from error
+
+
+def _not_copied(net: nn.Module, place: str, error: Exception) -> ExportError:
+    return ExportError(
+        f"{type(net).__name__}{place} cannot be copied by copy.deepcopy: {error}. Delete it before the export, or give "
+        "its class a __deepcopy__ or __getstate__ that leaves it out"
+    )
 
 
 def _culprit(value: Any, memo: dict[int, Any], path: str = "") -> str:
     """Where in an object the part is that deepcopy does not copy, as messages name it."""
-    for name, item in references(value):
-        if isinstance(item, type) or (path + name).count(".") > 30:
+    seen = {id(value)}
+    below = list(references(value))
+    while below:
+        name, item = below.pop(0)
+        if isinstance(item, type) or id(item) in seen:
             continue
+        seen.add(id(item))
         try:
             with _CopyingResults():
                 copy.deepcopy(item, dict(memo))
         except Exception:
-            return _culprit(item, memo, path + name)
+            path, below = path + name, list(references(item))
     return path
 
 

@@ -1,6 +1,7 @@
 """What ties a copy to its original: functions, weak references and views, which `copy.deepcopy` leaves as they are."""
 
 import copy
+import dis
 import types
 import weakref
 from collections import deque
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from auxnas_layers.features.undisturbed import same
 
 _CACHED = type(lru_cache(len))
 _BOUND = types.MethodType | types.BuiltinMethodType
@@ -51,23 +54,38 @@ def content(cell: types.CellType) -> Any:
 
 def attributes_of(value: Any) -> dict[str, Any]:
     """The attributes of an object itself; those of a method belong to its function."""
-    found = {} if isinstance(value, (*_LEAF, types.MethodType)) else getattr(value, "__dict__", {})
+    try:
+        found = {} if isinstance(value, (*_LEAF, types.MethodType)) else getattr(value, "__dict__", {})
+    except Exception:  # a property of the user's
+        return {}
     return found if isinstance(found, dict) else {}
 
 
-def path_to(start: Any, found: Callable[[Any], bool], most: float = _MOST) -> str | None:
-    """The shortest way from an object to one for which `found` is true, as messages name it; None if there is none."""
-    seen, level = {id(start)}, [("", start)]
+def path_to(
+    start: Any, found: Callable[[Any], bool], most: float = _MOST, barren: dict[int, Any] | None = None
+) -> str | None:
+    """The shortest way from an object to one for which `found` is true, as messages name it; None if there is none.
+
+    Args:
+        start: The object.
+        found: The question.
+        most: How many objects to go through, about.
+        barren: Objects by identity that lead to none; those that this search goes through in vain are added.
+    """
+    barren = {} if barren is None else barren
+    seen, level = {id(start): start}, [("", start)]
     while level and len(seen) < most:
         below = []
         for path, value in level:
             for name, item in references(value):
                 if found(item):
                     return path + name
-                if id(item) not in seen and not isinstance(item, _LEAF):
-                    seen.add(id(item))
+                if id(item) not in seen and id(item) not in barren and not isinstance(item, _LEAF):
+                    seen[id(item)] = item
                     below.append((path + name, item))
         level = below
+    ahead = {id(value) for _, value in level}
+    barren.update((key, value) for key, value in seen.items() if key not in ahead)
     return None
 
 
@@ -75,18 +93,20 @@ def named_by_a_global(original: nn.Module) -> Callable[[Any], bool]:
     """Tells whether an object is a function that finds a network, or a part of it, by the name of a global variable."""
     parts = set(map(id, (*original.modules(), *original.parameters(), *original.buffers())))
 
-    def names(code: types.CodeType) -> Iterator[str]:
-        yield from code.co_names
-        for inner in code.co_consts:
-            yield from names(inner) if isinstance(inner, types.CodeType) else ()
-
     def found(value: Any) -> bool:
         if not isinstance(value, types.FunctionType):
             return False
-        used = (value.__globals__.get(name) for name in names(value.__code__))
+        used = (value.__globals__.get(name) for name in _globals_of(value.__code__))
         return any(id(getattr(item, "__self__", item)) in parts for item in used)
 
     return found
+
+
+@lru_cache(1000)
+def _globals_of(code: types.CodeType) -> frozenset[str]:
+    """The names of the global variables that a function reads; an attribute may have the same name."""
+    names = {one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return frozenset(names).union(*(_globals_of(one) for one in code.co_consts if isinstance(one, types.CodeType)))
 
 
 def storage_of(tensor: Tensor) -> tuple[str, int] | None:
@@ -96,6 +116,20 @@ def storage_of(tensor: Tensor) -> tuple[str, int] | None:
     except (RuntimeError, NotImplementedError):  # sparse, or a tensor of tensors
         return None
     return (str(tensor.device), place) if place else None
+
+
+def _same_part(part: Tensor, whole: Tensor, copied: Tensor) -> Tensor | None:
+    """The part of a copy that another tensor is of its original, whatever their dtypes; None if the copy lacks it."""
+    start = part.storage_offset() * part.element_size() - whole.storage_offset() * whole.element_size()
+    start += copied.storage_offset() * copied.element_size()
+    if copied.stride() != whole.stride() or start < 0 or start % part.element_size():
+        return None
+    try:
+        flat = torch.empty(0, dtype=part.dtype, device=part.device).set_(copied.untyped_storage())
+        found = flat.as_strided(part.shape, part.stride(), start // part.element_size())
+    except RuntimeError:  # out of bounds: a parameter's copy has only the parameter's own part of a flat tensor
+        return None
+    return found if same(found, part) else None
 
 
 class Ties:
@@ -113,6 +147,8 @@ class Ties:
         self.functions: dict[int, types.FunctionType] = {}
         self.cells: dict[int, types.CellType] = {}
         self.done: set[int] = set()
+        self.barren: dict[int, Any] = {}
+        self.copying: Any = None
         self._know_copies()
 
     def _know_copies(self) -> None:
@@ -157,19 +193,33 @@ class Ties:
         if id(old) in self.registered or base is None:
             made: Tensor = self.memo.get(id(old), tensor)
             return made
-        view: Tensor = self.memo[id(base)].detach()
-        return view.as_strided(old.shape, old.stride(), old.storage_offset())
+        view = _same_part(old, base, self.memo[id(base)])
+        return view if view is not None else self.memo.get(id(old), old.detach().clone())
 
     def _shared(self, value: Any) -> Any:
         """An object that deepcopy has not copied: the same, unless it leads to an original."""
-        if path_to(value, self.is_original) is None:
+        if path_to(value, self.is_original, barren=self.barren) is None:
             return value
         fixed = self._fixed(value)
         if fixed is not value:
             return fixed
-        made = copy.deepcopy(value, self.memo)
+        self.copying = value
+        made = self._copied(value)
+        self.copying = None
         self._know_copies()
         return value if made is value else self.cut(made)
+
+    def _copied(self, value: Any) -> Any:
+        """A copy by deepcopy; of an object with a lock, say, a copy of itself alone, in which the cut goes on."""
+        known = len(self.memo)
+        try:
+            return copy.deepcopy(value, self.memo)
+        except Exception:
+            for key in list(self.memo)[known:]:
+                del self.memo[key]
+        made = self.memo[id(value)] = copy.copy(value)
+        self.memo.setdefault(id(self.memo), []).append(value)
+        return made
 
     def _fixed(self, value: Any) -> Any:
         """Another one of an object that cannot be changed, if something in it must be; otherwise the same."""
@@ -180,7 +230,7 @@ class Ties:
             owner, function = self.cut(value.__self__), self.cut(getattr(value, "__func__", None))
             return types.MethodType(function, owner) if function else getattr(owner, value.__name__)
         if isinstance(value, partial):
-            return partial(self.cut(value.func), *self.cut(value.args), **self.cut(value.keywords))
+            return self._partial(value)
         if isinstance(value, _CACHED):
             return lru_cache(**value.cache_parameters())(now[0])
         if isinstance(value, weakref.ref):
@@ -190,6 +240,15 @@ class Ties:
             same = all(a is b for a, b in zip(now, value, strict=True))
             return value if same else type(value)(*now) if hasattr(value, "_fields") else type(value)(now)
         return value
+
+    def _partial(self, value: "partial[Any]") -> "partial[Any]":
+        old = value.func, value.args, value.keywords
+        function, args, keywords = now = tuple(map(self.cut, old))
+        if all(a is b for a, b in zip(now, old, strict=True)):
+            return value
+        made = type(value)(function, *args, **keywords)
+        vars(made).update(attributes_of(value))
+        return made
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
         """A function whose closure and defaults refer to the copy; what leads to no original stays shared."""

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import threading
 import types
 import weakref
 
@@ -13,7 +14,9 @@ from torch import nn
 from zoo import Cnn
 
 from auxnas_layers import AuxNASWrapper, ExportError
+from auxnas_layers.export import ties
 from auxnas_layers.export.copying import copy_networks
+from auxnas_layers.export.ties import references
 
 X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 
@@ -191,6 +194,110 @@ def test_two_functions_that_share_a_variable_share_it_in_the_copy():
     torch.testing.assert_close(net(X), first)
 
 
+@pytest.mark.parametrize(
+    ("whole", "part"),
+    [
+        (torch.randn(8), lambda t: t.view(torch.int32)),
+        (torch.polar(torch.ones(8), torch.arange(8.0)), torch.view_as_real),
+        (torch.arange(8.0), lambda t: t[2:4]),
+    ],
+    ids=["other dtype", "complex", "slice"],
+)
+@pytest.mark.parametrize("kind", [nn.Parameter, nn.Buffer])
+def test_a_part_of_a_tensor_is_a_part_of_its_copy(whole, part, kind):
+    net = nn.Module()
+    net.whole = kind(whole.clone())
+    net.part = part(net.whole.detach())
+    (copied,) = copy_networks([net])
+    assert copied.part.dtype is net.part.dtype and torch.equal(copied.part, net.part)
+    copied.whole.detach().zero_()
+    assert not copied.part.any() and net.part.any()
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_a_flat_tensor_whose_parts_are_parameters_keeps_its_values(first):
+    """A parameter's copy has its own part alone."""
+    net = nn.Module()
+    net.flat = torch.arange(1.0, 21.0)
+    net.weight, net.head = nn.Parameter(net.flat[first:13]), net.flat[:3]
+    (copied,) = copy_networks([net])
+    assert torch.equal(copied.flat, net.flat) and torch.equal(copied.head, net.head)
+    copied.flat.zero_()
+    assert net.flat.all()
+
+
+def test_an_object_that_cannot_be_copied_blocks_no_export():
+    """A hook of a logger, say, that has a lock and the network."""
+    net = patched(lambda net: None)
+    logger = Holder(net)
+    logger.lock, logger.loader = threading.Lock(), (i for i in range(3))
+    net[3].register_forward_hook(lambda module, args, output: logger(module, args, output))
+    (copied,) = copy_networks([net])
+    (hook,) = copied[3]._forward_hooks.values()
+    held = hook.__closure__[0].cell_contents
+    assert held.net is copied and held.lock is logger.lock and logger.net is net
+    assert torch.equal(copied(X), net(X))
+
+
+def test_containers_of_weak_references_refer_to_the_copy():
+    net = patched(lambda net: setattr(net, "by_name", weakref.WeakValueDictionary({"last": net[3]})))
+    (copied,) = copy_networks([net])
+    assert copied.by_name["last"] is copied[3] and net.by_name["last"] is net[3]
+
+
+def test_partials_keep_their_class_and_attributes():
+    class Named(functools.partial):
+        pass
+
+    net = patched(lambda net: None)
+    net.plain, net.tied = Named(torch.relu), Named(lambda: net[3])
+    net.plain.label = net.tied.label = "relu"
+    (copied,) = copy_networks([net])
+    assert type(copied.plain) is type(copied.tied) is Named
+    assert copied.plain.label == copied.tied.label == "relu" and copied.tied() is copied[3]
+
+
+def test_an_object_behind_many_hooks_is_searched_once(monkeypatch):
+    searched = []
+    kept = [[i] for i in range(100)]
+    monkeypatch.setattr(ties, "references", lambda value: searched.append(value) or references(value))
+
+    def record(name):
+        return lambda *_: kept.append(name)
+
+    net = patched(lambda net: [net.register_forward_hook(record(i)) for i in range(20)])
+    copy_networks([net])
+    assert sum(value is kept for value in searched) == 1
+
+
+def test_a_long_chain_of_functions_is_refused_as_an_export():
+    net = Cnn()
+
+    def wrap(inner):
+        return lambda: inner()
+
+    net.chain = functools.reduce(lambda inner, _: wrap(inner), range(2000), lambda: net)
+    with pytest.raises(ExportError, match="Cnn cannot be copied by copy.deepcopy: maximum recursion depth exceeded"):
+        copy_networks([net])
+
+
+def test_an_attribute_of_a_parameter_that_cannot_be_copied_is_named():
+    net = Cnn()
+    net.head.weight.lock = threading.Lock()
+    with pytest.raises(ExportError, match=r"Cnn\.head\.weight\.lock cannot be copied by copy.deepcopy"):
+        copy_networks([net])
+
+
+def test_the_name_of_an_attribute_is_not_that_of_a_global(monkeypatch):
+    net = Cnn()
+    monkeypatch.setitem(globals(), "head", net.head)
+    net.register_forward_hook(lambda module, args, output: module.head and None)
+    closed(net).export_primary(check=False)
+    net.register_forward_hook(lambda *_: head and None)  # noqa: F821  defined above
+    with pytest.raises(ExportError, match="by the name of a global variable"):
+        closed(net).export_primary(check=False)
+
+
 def test_attributes_of_parameters_are_copied():
     net = Cnn()
     net.head.weight.no_decay, net.head.weight.partner = True, net.head.bias
@@ -239,6 +346,15 @@ def test_a_forward_that_finds_the_original_by_its_global_name_is_refused(monkeyp
         wrapper.export_primary(check=False)
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_a_hook_that_leads_to_the_wrapper_is_refused(check):
+    net = Cnn()
+    wrapper = closed(net)
+    net.register_forward_hook(lambda *_: wrapper.search and None)
+    with pytest.raises(ExportError, match=r"Cnn\._forward_hooks.* -> wrapper refers to what an export leaves behind"):
+        wrapper.export_primary(check=check)
+
+
 @pytest.mark.parametrize("kept", [lambda w: w, lambda w: w.aux_net, lambda w: {"x": [w.aux_net.layer1]}])
 def test_a_network_that_refers_to_the_wrapper_or_the_auxiliary_is_refused(kept):
     net = Cnn()
@@ -249,8 +365,6 @@ def test_a_network_that_refers_to_the_wrapper_or_the_auxiliary_is_refused(kept):
 
 
 def test_what_cannot_be_copied_is_named():
-    import threading
-
     net = Cnn()
     net.layer1.cache = {"lock": threading.Lock()}
     wrapper = closed(net)
