@@ -16,12 +16,15 @@ from weakref import WeakSet
 
 from torch import nn
 
+from auxnas_layers._engine.workers import WORKER
 from auxnas_layers.errors import AuxNASError
 
 LOOK = 1.0
 """Seconds between two looks at a thread for which another one waits."""
 SURELY = 10.0
 """Seconds after which a thread that wants a lock without a known owner is taken for stuck."""
+PERHAPS = 300.0
+"""The same where the program has other threads, one of which may hold the lock."""
 _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
 _IMPORTS = "<frozen importlib._bootstrap"
 _ROOTS = ("LOAD_FAST", "LOAD_NAME", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLASSDEREF")
@@ -66,12 +69,19 @@ def patient(inbox: "queue.SimpleQueue[Any]", thread: threading.Thread, waiting: 
             want = _wanted(sys._current_frames().get(thread.ident or 0))
         if want is None or want != last:
             since, last = time.monotonic(), want
-        if want and (want.owner in waiting() if want.owner else time.monotonic() - since >= SURELY):
+        if want and (want.owner in waiting() if want.owner else time.monotonic() - since >= _long(thread, waiting())):
             raise AuxNASError(
                 f"the networks wait for each other: one wants {want.name} at {want.place}, while the other holds it "
                 "and waits at a tap. Take a lock around the call of the wrapper and not inside a forward; import "
                 "modules at the top of a file, and call the wrapper from a function"
             )
+
+
+def _long(thread: threading.Thread, waiting: Iterable[int]) -> float:
+    """How long to wait for a lock without a known owner."""
+    ours = {thread.ident, *waiting}
+    others = [one for one in threading.enumerate() if one.ident not in ours and one.name != WORKER]
+    return PERHAPS if others else SURELY
 
 
 def _wanted(frame: FrameType | None) -> Want | None:

@@ -13,6 +13,10 @@ Task = Callable[[ThreadState], None]
 """Is called with the state of a new thread."""
 
 
+WORKER = "auxnas-worker"
+"""The name of all worker threads."""
+
+
 class Worker:
     """A thread that runs one task after the other.
 
@@ -21,7 +25,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=_work, args=(self._tasks,), name="auxnas-worker", daemon=True)
+        self.thread = threading.Thread(target=_work, args=(self._tasks,), name=WORKER, daemon=True)
         finalize(self, self._tasks.put, None)  # ends it, also at exit, or if Ctrl-C comes before anybody has it
         self.thread.start()
 

@@ -22,6 +22,7 @@ LOCK = threading.RLock()
 def impatient(monkeypatch):
     monkeypatch.setattr(deadlock, "LOOK", 0.05)
     monkeypatch.setattr(deadlock, "SURELY", 0.5)
+    monkeypatch.setattr(deadlock, "PERHAPS", 3.0)
 
 
 class Global(Mlp):
@@ -98,6 +99,28 @@ def test_a_lock_of_somebody_else_is_waited_for():
         ready.wait()
         wrapper(X)
         done.result()
+
+
+def test_a_plain_lock_that_another_thread_may_hold_is_waited_for_longer():
+    lock, held = threading.Lock(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            time.sleep(1.0)
+
+    class Short(Mlp):
+        def forward(self, x):
+            with lock:
+                x = x + 0
+            return super().forward(x)
+
+    wrapper = wrap(Short(), Short())
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    wrapper(X)
+    thread.join()
 
 
 def test_a_forward_that_waits_for_a_thread_is_waited_for():
