@@ -87,6 +87,8 @@ class Alignment:
             raise SearchError("no parameter of the primary requires gradients, so no auxiliary can help or harm it")
         if not loss.requires_grad:
             raise SearchError(f"{name} has no gradient; compute it anew at each call, outside torch.no_grad()")
+        if not loss.isfinite():  # its gradient may be 0 all the same
+            raise SearchError(f"{name} is {loss.item()}; check the loss and the labels, which may all be missing")
         try:  # several losses may come from one forward
             found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         except RuntimeError:  # compiled layers refuse to keep their graph; any other error comes again

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from auxnas_layers._engine.joint import JoinedNets
 from auxnas_layers._torch.compiled import uncompiled
+from auxnas_layers._torch.state import is_transforming
 from auxnas_layers.errors import SearchError
 from auxnas_layers.export.report import check_closed
 from auxnas_layers.features.taps import PRIMARY
@@ -69,7 +70,11 @@ class SearchedNets(JoinedNets):
         if not self.training:
             searches = self._searches()
             self._watch.evaluated([edge for edge in inward if isinstance(searches[edge.direction.aux], AuxNAS)])
-        elif torch.is_grad_enabled() and any(self.gates.is_searching(edge.direction) for edge in inward):
+            return
+        if not torch.is_grad_enabled() or is_transforming():
+            return
+        self._watch.stepped(lambda: {"the auxiliaries": self.aux_parameters(), "the edges": self.fusion_parameters()})
+        if any(self.gates.is_searching(edge.direction) for edge in inward):
             self._watch.trained()
 
     def discretize_(self) -> None:

@@ -54,7 +54,11 @@ class AuxNASOutput(_Output):
     @override
     def __getitem__(self, index: Any) -> Any:
         """As of a tuple; but the rest after the first, which the Trainer takes for predictions, is the primary's."""
-        return (self.primary,) if index == slice(1, None) else super().__getitem__(index)
+        if index != slice(1, None):
+            return super().__getitem__(index)
+        if isinstance(self.primary, Mapping):  # as the Trainer reads the output of a model of transformers
+            return tuple(value for key, value in self.primary.items() if key != "loss")
+        return (self.primary,)
 
 
 _LOCKS: "WeakKeyDictionary[nn.Module, Lock]" = WeakKeyDictionary()  # no attributes, which copies and pickles contain

@@ -14,9 +14,9 @@ from auxnas_layers.features.inputs import Inputs
 from auxnas_layers.features.taps import PRIMARY
 
 _CLOSE = (
-    "Call wrapper.search_penalty(step / total_steps) in every step, which under AuxNAS closes them well before the "
-    "end, or wrapper.close_aux_to_primary_() and train on; to deploy both networks there are search=MTLNAS() and "
-    "wrapper.export_multitask()"
+    "Call wrapper.search_penalty(step / total_steps) in every step, which under AuxNAS closes them by progress 0.4, "
+    "and train on; these weights may be from before. If you have scored wrapper.primary_net alone, allow_open=True "
+    "exports just that network. To deploy both networks there are search=MTLNAS() and wrapper.export_multitask()"
 )
 
 

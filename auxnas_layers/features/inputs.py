@@ -55,8 +55,8 @@ class Inputs:
             if sys.version_info >= (3, 11) and not isinstance(error, AuxNASError):
                 error.add_note(
                     f"auxnas_layers called {type(net).__name__}{self} for a dry run. Example inputs are a tensor, a "
-                    "tuple of positional arguments, or with keyword arguments Inputs((x,), {'mask': mask}); an "
-                    "auxiliary's own inputs are the keyword 'aux_inputs': (y,) there"
+                    "tuple of positional arguments, or with keyword arguments auxnas_layers.Inputs((x,), {'mask': "
+                    "mask}), Inputs((), batch) for a batch that is a dict; an auxiliary's own are aux_inputs=(y,)"
                 )
             raise
 

@@ -136,7 +136,9 @@ def test_what_is_wrong_is_said():
     with pytest.raises(SearchError, match="the wrapper is in eval mode; measure in train mode"):
         Alignment(wrap().eval()).measure(lambda: loss, lambda: loss)
     with pytest.raises(SearchError, match="the gradient of aux is not finite"):
-        alignment.measure(lambda: loss, lambda: wrapper.primary_net(x).sum() * float("nan"))
+        alignment.measure(lambda: loss, lambda: (0 * wrapper.primary_net(x)).sqrt().sum())
+    with pytest.raises(SearchError, match="primary_loss is nan; check the loss and the labels"):
+        alignment.measure(lambda: nn.functional.cross_entropy(wrapper.primary_net(x), torch.tensor([-100, -100])), None)
     with pytest.raises(SearchError, match="primary_loss has no gradient; compute it anew at each call, outside"):
         alignment.measure(lambda: loss.detach(), lambda: loss)
     other = nn.Linear(2, 1)

@@ -66,6 +66,7 @@ def test_an_output_is_a_named_tuple_of_which_the_trainer_takes_the_primarys_part
     assert output[0] is output.primary is primary and output[1] is output[-1] is output.aux is aux
     assert output[:] == (primary, aux) and output[:1] == (primary,) and len(output) == 2
     assert output[1:] == (primary,)  # after a loss, predictions
+    assert AuxNASOutput({"loss": 1, "logits": X, "states": 3}, None)[1:] == (X, 3)
     for other in (copy.copy(output), copy.deepcopy(output), pickle.loads(pickle.dumps(output))):
         assert type(other) is AuxNASOutput and torch.equal(other.primary, X)
     changed = _pytree.tree_map(lambda tensor: tensor + 1, output)

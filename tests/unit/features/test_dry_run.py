@@ -94,7 +94,7 @@ def test_an_error_in_a_trial_call_says_what_was_called_and_how_to_write_inputs(e
             call()
         note = f"auxnas_layers called {found} for a dry run. Example inputs are a tensor, a tuple of positional"
         said = caught.value.__notes__[0].replace("AuxNASWrapper(", "Sequential(")
-        assert note in said and "an auxiliary's own inputs are the keyword 'aux_inputs': (y,)" in said
+        assert note in said and "an auxiliary's own are aux_inputs=(y,)" in said
 
 
 def test_what_a_network_adds_to_its_arguments_stays_in_the_trial():

@@ -79,7 +79,7 @@ def test_a_forgotten_penalty_is_noticed_once(search):
     [
         (AuxG(), lambda w: w(IMAGES)),
         (FixedArchitecture(), lambda w: w(IMAGES)),
-        (AuxNAS(), lambda w: (w(IMAGES), w.search_penalty(0.0))),
+        (AuxNAS(), lambda w: (w(IMAGES), w.search_penalty(0.05))),
         (AuxNAS(), lambda w: (w.close_aux_to_primary_(), w(IMAGES))),
         (AuxNAS(), lambda w: w.eval()(IMAGES)),
         (MTLNAS(), lambda w: (w.discretize_(), w(IMAGES))),
@@ -115,3 +115,38 @@ def test_exports_and_costs_are_no_evaluations():
     wrapper(IMAGES)
     wrapper.search_penalty(0.0)
     assert not warned(lambda: (wrapper.export_primary(allow_open=True), wrapper.eval().cost()))
+
+
+def test_progress_that_stays_at_zero_is_noticed_once():
+    wrapper = make()
+    (message,) = warned(lambda: [wrapper.search_penalty(step / float("inf")) for step in range(20)])
+    assert "progress was 0 in 5 calls of search_penalty" in message
+    assert not warned(lambda: [make().search_penalty(step / 20) for step in range(20)])
+
+
+def train(wrapper, parameters, steps=12, accumulate=1, zero=None):
+    optimiser = torch.optim.SGD(parameters, lr=0.01)
+    for step in range(steps):
+        penalty = wrapper.search_penalty(step / steps)
+        out = wrapper(IMAGES)
+        (out.primary.mean() + out.aux.mean() + penalty).backward()
+        if step % accumulate == accumulate - 1:
+            optimiser.step()
+            (zero or optimiser).zero_grad()
+
+
+@pytest.mark.parametrize("search", [AuxNAS(), AuxG()])
+def test_an_optimiser_without_the_wrappers_parameters_is_noticed_once(search, monkeypatch):
+    monkeypatch.setattr(watch, "UNSTEPPED", 10)
+    wrapper = make(search)
+    (message,) = warned(lambda: train(wrapper, wrapper.primary_net.parameters()))
+    assert "after 10 training forwards the auxiliaries and the edges have gradients and have not changed" in message
+    assert "wrapper.param_groups(lr=...)" in message
+    assert not warned(lambda: train(make(search), make(search).param_groups(lr=0.1), 3))
+    wrapper = make(search)
+    assert not warned(lambda: train(wrapper, wrapper.param_groups(lr=0.1)))
+    wrapper = make(search)
+    assert not warned(lambda: train(wrapper, wrapper.param_groups(lr=0.1), accumulate=6))
+    wrapper = make(search)
+    wrapper.aux_net.requires_grad_(False)
+    assert not warned(lambda: train(wrapper, [*wrapper.primary_parameters(), *wrapper.fusion_parameters()]))
