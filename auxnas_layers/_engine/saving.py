@@ -27,7 +27,7 @@ class TapsInState(nn.Module):
     def _names(self) -> list[str]:
         """All taps and edges, as messages name them."""
         taps = [f"tap {aux} {tap.primary!r}, {tap.aux!r}" for aux, side in self._taps.items() for tap in side]
-        edges = [f"edge {edge.label}" for side in self._edges.values() for edge in side]
+        edges = [f"edge {edge.label}" for layer in sorted(self._edges) for edge in self._edges[layer]]
         return [_ADDED.sub("", name) for name in (*taps, *edges)]
 
     @override

@@ -3,13 +3,16 @@
 import copy
 import json
 import os
+import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import ROOT, assert_same, loss_of, stir_, workers
 from pairs import IMAGES, TAPS, make, searched
+from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from zoo import Cnn
 
@@ -209,6 +212,7 @@ def test_an_exported_pair_is_rebuilt_from_its_architecture_and_its_state(choice,
 
 LOADING = """
 import sys
+from dataclasses import replace
 import torch
 net, images, expected = torch.load(sys.argv[1], weights_only=False)
 out = net(images)
@@ -224,3 +228,25 @@ def test_an_exported_pair_that_was_saved_whole_is_loaded_in_another_process(tmp_
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["MultitaskNet", str(len(net.architecture()))], done.stderr
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_pair_with_several_auxiliaries_is_rebuilt_as_well(seed):
+    """They share a layer of the primary, into which one of them, both or none have kept an edge."""
+    x, draw = torch.randn(5, 3), random.Random(seed)
+
+    def networks(search):
+        nets = [nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2)) for _ in range(3)]
+        taps = {"a": ["0", "2"], "b": ["2"] if seed % 2 else [("0", "2")]}
+        options = {"search": search, "fusion": NDDRFusion, "example_inputs": x}
+        return AuxNASWrapper(nets[0], dict(zip("ab", nets[1:], strict=True)), taps, **options)
+
+    wrapper = networks(MTLNAS())
+    stir_(wrapper)
+    gates = [float(draw.random() < 0.3) for _ in wrapper.architecture()]
+    edges = [replace(edge, gate=g, open=g > 0) for edge, g in zip(wrapper.architecture(), gates, strict=True)]
+    wrapper.load_architecture(Architecture(tuple(edges)))
+    first = wrapper.eval().export_multitask()
+    again = networks(FixedArchitecture(first.architecture())).eval().export_multitask()
+    again.load_state_dict(first.state_dict())
+    assert_same(again(x), first(x))
