@@ -69,12 +69,12 @@ def _problem(regions: list[bool], region: Any | None) -> str:
     """Why a recomputation cannot return a feature again, if so; `regions` tells which hooks are a checkpoint's."""
     if not regions[0] or sum(regions) > 1:
         return (
-            "a tap lies in an activation checkpoint inside another, or in other saved-tensor hooks inside one, whose "
+            "it lies in an activation checkpoint inside another, or in other saved-tensor hooks inside one, whose "
             "recomputation cannot return fused features; leave one checkpoint around the tap and nothing in it"
         )
     if any(type(mode).__module__ == checkpoint.__name__ for mode in dispatch_modes()):
         return (
-            "a tap lies in a selective activation checkpoint, which would take results of the edges for some of the "
+            "it lies in a selective activation checkpoint, which would take results of the edges for some of the "
             "region; leave out its context_fn, or checkpoint a region without the tap in it"
         )
     if region is None:

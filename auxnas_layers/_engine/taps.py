@@ -158,7 +158,10 @@ class _Taps:
         fused: Tensor | None = self.reach(Layer(self.role, point.name), feature)
         if fused is feature:
             fused = None
-        replay_when_recomputed(self.state, module, path, feature, fused)
+        try:
+            replay_when_recomputed(self.state, module, path, feature, fused)
+        except TapError as error:
+            raise TapError(f"{self.role} tap {point.name!r}: {error}") from None
         return None if fused is None else put_feature(output, path, fused)
 
     def _check_surroundings(self, point: Point) -> None:

@@ -45,23 +45,34 @@ def ignored_problems(role: str, net: nn.Module, inputs: Inputs, points: Sequence
                 watched[id(tensor)] = tensor, point.name, other
         return copy
 
+    kept: list[Point] = []
+
+    def look(output: Any) -> None:
+        used.update(watched[id(tensor)][1:] for _, tensor in features(output) if id(tensor) in watched)
+        watched.clear()
+        kept.extend(point for point, copy in copies if copy() is not None)  # by the network, for a loss outside of it
+
     try:
         with operands(see):
-            output = _run(net, inputs, points, copied)
+            _run(net, inputs, points, copied, look=look)
     except Exception:  # not every kernel can be watched; the dry run before has shown that the network runs
         return []
-    used |= {watched[id(tensor)][1:] for _, tensor in features(output) if id(tensor) in watched}
-    del output
-    watched.clear()
-    kept = [point for point, copy in copies if copy() is not None]  # by the network, for a loss outside of it
     unseen = [point for point in points if (point.name, None) not in used and point not in kept]
     ignored = [p for p in unseen if all(_is_ignored(net, inputs, p, training) for training in (False, True))]
     instead = {name: path for name, path in used if path is not None}
     return [_problem(role, point, instead) for point in ignored]
 
 
-def _run(net: nn.Module, inputs: Inputs, points: Sequence[Point], change: Change, training: bool = False) -> Any:
-    """Call a network, with other features in place of those of some layers."""
+def _run(
+    net: nn.Module,
+    inputs: Inputs,
+    points: Sequence[Point],
+    change: Change,
+    *,
+    training: bool = False,
+    look: Callable[[Any], None] = lambda output: None,
+) -> Any:
+    """Call a network, with other features in place of those of some layers; `look` sees what it has left."""
 
     def hook(point: Point) -> Callable[[nn.Module, Any, Any], Any]:
         def put(output: Any) -> Any:
@@ -77,7 +88,9 @@ def _run(net: nn.Module, inputs: Inputs, points: Sequence[Point], change: Change
         undisturbed(net, training=training),
         torch.no_grad(),
     ):
-        return inputs.call_with_copies(net)
+        output = inputs.call_with_copies(net)
+        look(output)
+        return output
 
 
 def _is_ignored(net: nn.Module, inputs: Inputs, point: Point, training: bool) -> bool:
@@ -91,7 +104,7 @@ def _is_ignored(net: nn.Module, inputs: Inputs, point: Point, training: bool) ->
         return feature * random + random
 
     try:
-        expected, output = (_run(net, inputs, [point], change, training) for change in (unchanged, noise))
+        expected, output = (_run(net, inputs, [point], change, training=training) for change in (unchanged, noise))
     except Exception:
         return False
     found, wanted = dict(features(output)), dict(features(expected))

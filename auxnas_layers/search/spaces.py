@@ -117,8 +117,10 @@ def possible_edges(space: SearchSpace, direction: Direction, taps: Sequence[Tap]
     ["aux_to_primary 'b' -> 'a' (open, gate 1)"]
     """
     pairs = sorted(set(space.edges(len(taps), to_primary=direction.inward)), key=lambda pair: (pair[1], pair[0]))
-    if wrong := [f"{s} -> {t}" for s, t in pairs if not 0 <= s <= t < len(taps)]:
-        last = len(taps)
-        raise SearchError(bullets(f"edges (source -> target) need 0 <= source <= target < {last} taps; found", wrong))
     names = [(tap.aux, tap.primary) if direction.inward else (tap.primary, tap.aux) for tap in taps]
+    if wrong := [pair for pair in pairs if not 0 <= pair[0] <= pair[1] < len(taps)]:
+        known = dict(enumerate(names))
+        ends = [f"{known.get(s, [s])[0]!r} -> {known.get(t, [t])[-1]!r} (taps {s}, {t})" for s, t in wrong]
+        rule = f"edges (source -> target) need 0 <= source <= target < {len(taps)} taps; found"
+        raise SearchError(bullets(rule, ends))
     return tuple(Edge(direction, s, t, source_name=names[s][0], target_name=names[t][1]) for s, t in pairs)

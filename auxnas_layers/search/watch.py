@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from typing_extensions import Self, override
 
 from auxnas_layers.errors import AuxNASWarning
@@ -93,7 +94,9 @@ class SearchWatch:
 
 
 def _can_change(parameter: nn.Parameter) -> bool:
-    return parameter.requires_grad and type(parameter.data) is Tensor and not parameter.is_meta
+    if not parameter.requires_grad or is_lazy(parameter):
+        return False
+    return type(parameter.data) is Tensor and not parameter.is_meta
 
 
 def _some(parameter: nn.Parameter) -> Tensor:

@@ -80,6 +80,7 @@ def test_a_failure_at_any_tap_leaves_nothing(case: Case, side, number, way, kind
 
 
 @pytest.mark.parametrize("way", SEARCHES)
+@pytest.mark.filterwarnings("ignore:after 200 training forwards")
 def test_hundreds_of_forwards_leave_threads_hooks_and_memory_as_they_are(way):
     nets = [nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)) for _ in range(2)]
     x = torch.randn(2, 4)

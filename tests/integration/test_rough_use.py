@@ -379,7 +379,8 @@ def test_edges_of_a_search_space_of_ones_own_are_checked_and_sorted():
             return self.pairs
 
     for pair in ((1, 0), (0, 5), (-1, 0)):
-        with pytest.raises(SearchError, match=f"0 <= source <= target < 2 taps; found\\n  - {pair[0]} -> {pair[1]}"):
+        found = rf"0 <= source <= target < 2 taps; found\n  - .* -> .* \(taps {pair[0]}, {pair[1]}\)"
+        with pytest.raises(SearchError, match=found):
             wrap(search_space=Own(pair))
     wrapper = wrap(search_space=Own((1, 1), (0, 1), (0, 1)), search=AuxG())
     assert [(edge.source, edge.target) for edge in wrapper.architecture()] == [(0, 1), (1, 1)]

@@ -22,6 +22,7 @@ from auxnas_layers import AuxG, AuxNASWrapper
 from auxnas_layers._engine.workers import pool_of
 
 
+@pytest.mark.filterwarnings("ignore:after 200 training forwards")
 def test_hundreds_of_forwards_leave_no_thread_and_no_object():
     wrapper = wrap()
     for _ in range(100):
