@@ -1,4 +1,4 @@
-"""A sample of the models: `make test-models ARGS="--every 6"`."""
+"""A sample of the models: `make test-models ARGS="--every 12"`."""
 
 from collections import defaultdict
 
