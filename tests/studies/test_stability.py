@@ -3,6 +3,8 @@
 import pytest
 import stability
 
+pytestmark = pytest.mark.filterwarnings("ignore:evaluated with")  # what open edges do is what the study watches
+
 
 @pytest.fixture(scope="module")
 def results():
