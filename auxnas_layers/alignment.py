@@ -96,7 +96,8 @@ class Alignment:
         if all(gradient is None for gradient in found):
             raise SearchError(f"{name} does not depend on the primary: compute it from the wrapper's own networks")
         pairs = zip(found, parameters, strict=True)
-        flat = torch.cat([_flat(torch.zeros_like(p) if g is None else g.to_dense()) for g, p in pairs])
+        dense = [torch.zeros_like(p) if g is None else g.to_dense() for g, p in pairs]
+        flat = torch.cat([real_parts(gradient).flatten().float() for gradient in dense])
         if not flat.isfinite().all():
             raise SearchError(f"the gradient of {name} is not finite; check the loss")
         flat /= flat.abs().max().clamp(min=torch.finfo(flat.dtype).tiny)  # whose square may be out of range
@@ -186,10 +187,9 @@ def explained_loss(loss: Callable[[Any, Any], Tensor], outputs: Any, labels: Any
     return 1 - own / other if other else 0.0
 
 
-def _flat(gradient: Tensor) -> Tensor:
-    """A gradient as a vector; complex numbers give both parts."""
-    parts = torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
-    return parts.flatten().float()
+def real_parts(tensor: Tensor) -> Tensor:
+    """A tensor of real numbers: of a complex one both parts."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

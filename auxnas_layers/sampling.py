@@ -22,7 +22,7 @@ class MixedBatchSampler(Sampler[list[int]]):
 
     An epoch ends when the larger pool has been passed once. A pool that ends earlier starts again in a new order, so
     all batches are full. Orders depend on `seed` and the number of the epoch only: they are the same in all processes,
-    and on resuming after ``set_epoch(epoch)``. Each pass over the loader begins the next epoch by itself.
+    and on resuming after ``set_epoch(epoch)``. Each pass over the loader begins the next epoch.
 
     Args:
         labelled: Numbers of the samples with a primary label.

@@ -55,8 +55,9 @@ class SearchedNets(JoinedNets):
         self._watch.loaded()
 
     def _advance(self, progress: float) -> Tensor:
-        self._watch.advanced(check_progress(progress))
-        return self.gates.advance_(float(progress), self._searches())
+        progress = check_progress(progress)
+        self._watch.advanced(progress)
+        return self.gates.advance_(progress, self._searches())
 
     def _searches(self) -> Mapping[str, Search]:
         """The search of each auxiliary."""
@@ -64,9 +65,9 @@ class SearchedNets(JoinedNets):
 
     @override
     def _note_forward(self, gates: OpenGates) -> None:
-        inward = [edge for edge in gates if edge.direction.inward]
         if is_own_call():
             return
+        inward = [edge for edge in gates if edge.direction.inward]
         if not self.training:
             searches = self._searches()
             self._watch.evaluated([edge for edge in inward if isinstance(searches[edge.direction.aux], AuxNAS)])

@@ -104,14 +104,10 @@ class StopRule:
             SearchError: If progress is not in [0, 1]; or if it is time to measure and the wrapper is in eval mode, a
                 loss is negative, or a loss or gradient is not finite.
         """
-        going_on = self._decide(progress)
+        going_on = self.decide(progress)
         if going_on and self._next <= progress < self.until:
             self._measure(progress, batch)
         return going_on
-
-    def decide(self, progress: float) -> tuple[str, ...]:
-        """As `step`, without a measurement."""
-        return self._decide(progress)
 
     @property
     def going_on(self) -> tuple[str, ...]:
@@ -128,7 +124,8 @@ class StopRule:
             for name, shares in self.explained.items()
         }
 
-    def _decide(self, progress: float) -> tuple[str, ...]:
+    def decide(self, progress: float) -> tuple[str, ...]:
+        """As `step`, without a measurement."""
         progress, before = check_progress(progress), self.going_on
         learned_by, until = (self._reached < time <= progress for time in (self.learned_by, self.until))
         for name in before:

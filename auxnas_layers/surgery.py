@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from auxnas_layers.alignment import real_parts
 from auxnas_layers.errors import SearchError
 
 Row = Sequence[Tensor | None]
@@ -108,26 +109,21 @@ def _join_(parameters: Sequence[nn.Parameter], rows: Sequence[Row], aggregator: 
             "an aggregator maps a matrix (tasks, parameters) to a vector (parameters,), here "
             f"{tuple(matrix.shape[1:])}; found {tuple(joined.shape)}"
         )
-    parts = torch.split(joined, [_real(parameter).numel() for parameter in parameters])
+    parts = torch.split(joined, [real_parts(parameter).numel() for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         gradient = torch.empty_like(parameter)  # fused optimisers go by the parameter's layout
-        _real(gradient).copy_(part.view(_real(parameter).shape))
+        real_parts(gradient).copy_(part.view(real_parts(parameter).shape))
         _add_(parameter, gradient)
 
 
 def _flat(row: Row, parameters: Sequence[nn.Parameter]) -> Tensor:
     """The gradients of one task as a vector in full precision, zeros where there are none."""
     parts = [
-        _real(torch.zeros_like(parameter) if gradient is None else gradient.to_dense()).flatten()
+        real_parts(torch.zeros_like(parameter) if gradient is None else gradient.to_dense()).flatten()
         for gradient, parameter in zip(row, parameters, strict=True)
     ]
     dtypes = [torch.promote_types(part.dtype, torch.float32) for part in parts]
     return torch.cat([part.to(parts[0].device, dtype) for part, dtype in zip(parts, dtypes, strict=True)])
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """A tensor of real numbers: a complex one as both parts."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 @torch.no_grad()

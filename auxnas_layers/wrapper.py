@@ -72,7 +72,7 @@ class AuxNASWrapper(SearchedNets):
         taps: Sequence[TapLike] | Mapping[str, Sequence[TapLike]],
         *,
         search: Search | Mapping[str, Search] = AuxNAS(),
-        search_space: SearchSpace | Sequence[Sequence[bool]] | Mapping[str, Any] = DepthLimited(3),
+        search_space: SearchSpace | Sequence[Sequence[bool]] | Mapping[str, Any] = DepthLimited(),
         fusion: Callable[..., Fusion] = CrossTaskFusion,
         example_inputs: Any = None,
         aux_inputs: Any = None,

@@ -24,6 +24,17 @@ class Mlp(nn.Module):
         return self.head(self.b(x.relu().float()))
 
 
+class Noisy(nn.Module):
+    """With all that a forward in train mode leaves behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.drop, self.last = nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.last(self.drop(self.norm(self.first(x))))
+
+
 def wrap(primary=None, aux=None, search=None, **options):
     wrapper = AuxNASWrapper(
         primary or Mlp(),

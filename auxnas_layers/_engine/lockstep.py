@@ -71,7 +71,7 @@ class _Coroutine:
     def close(self) -> None:
         """End it if it still runs, wait until it has ended, and give its worker back.
 
-        One that waits for a lock of this thread ends by itself once it gets it, at its next tap.
+        One that waits for a lock of this thread is left: it ends at its next tap, after it has got the lock.
         """
         worker, self._worker = self._worker, None  # an error may keep this object alive, and not the worker with it
         if worker is None:

@@ -68,6 +68,6 @@ def _read(state: Tensor, otherwise: list[str]) -> list[str]:
     """
     try:
         names: list[str] = json.loads(bytes(state.double().round().long().tolist()))
-    except (ValueError, NotImplementedError):
+    except (ValueError, NotImplementedError):  # of noise; on the meta device
         return otherwise
     return names

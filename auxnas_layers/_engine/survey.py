@@ -32,8 +32,8 @@ def survey(
         layers |= {Layer(branch.role, name): info for name, info in found.items()}
     if not wrong_taps:  # which can only be looked for where layers are called once and return a feature
         for branch in (primary, *auxes.values()):
-            receiving = [point for point in branch.points if edges.get(Layer(branch.role, point.name))]
-            wrong_taps += ignored_problems(branch.role, branch.net, branch.inputs, receiving)
+            if receiving := [point for point in branch.points if edges.get(Layer(branch.role, point.name))]:
+                wrong_taps += ignored_problems(branch.role, branch.net, branch.inputs, receiving)
     if wrong_taps:
         raise TapError(bullets("these taps cannot be fused:", list(dict.fromkeys(wrong_taps))))
     if wrong := wrong_layouts or _alignment_problems(edges, layers):

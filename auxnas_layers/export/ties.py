@@ -225,16 +225,15 @@ class Ties:
         """Another one of an object that cannot be changed, if something in it must be; otherwise the same."""
         if isinstance(value, types.FunctionType):
             return self._function(value)
-        now = [self.cut(item) for _, item in references(value)] if isinstance(value, (_CACHED, weakref.ref)) else []
         if isinstance(value, _BOUND):
             owner, function = self.cut(value.__self__), self.cut(getattr(value, "__func__", None))
             return types.MethodType(function, owner) if function else getattr(owner, value.__name__)
         if isinstance(value, partial):
             return self._partial(value)
         if isinstance(value, _CACHED):
-            return lru_cache(**value.cache_parameters())(now[0])
+            return lru_cache(**value.cache_parameters())(self.cut(value.__wrapped__))
         if isinstance(value, weakref.ref):
-            return weakref.ref(now[0])
+            return weakref.ref(self.cut(value()))
         if isinstance(value, tuple | set | frozenset):
             now = list(map(self.cut, value))
             same = all(a is b for a, b in zip(now, value, strict=True))

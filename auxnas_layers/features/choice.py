@@ -65,8 +65,8 @@ def _in_order(parts: Sequence[Part]) -> list[Part]:
 def listeners(net: Part) -> list[Part]:
     """The layers anywhere in a network that only receive, in call order.
 
-    >>> [part.name for part in listeners(Part("", parts=(Part("hear", only_receives=True), Part("head"))))]
-    ['hear']
+    >>> [part.name for part in listeners(Part("", parts=(Part("listener", only_receives=True), Part("head"))))]
+    ['listener']
     """
     inner = [one for part in net.parts for one in listeners(part)]
     return _in_order([*inner, *(part for part in net.parts if part.only_receives)])

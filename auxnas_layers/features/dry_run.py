@@ -42,9 +42,14 @@ class LayerInfo:
     problem: str = ""
 
     @property
+    def channels(self) -> int:
+        """Number of channels; 0 if there is no feature of known layout."""
+        return self.layout.channels(self.shape) if self.shape and self.layout else 0
+
+    @property
     def positions(self) -> int:
         """Number of elements of one channel, over the whole batch."""
-        return math.prod(self.shape) // self.layout.channels(self.shape) if self.shape and self.layout else 0
+        return math.prod(self.shape) // self.channels if self.shape and self.layout else 0
 
 
 class _Watcher:

@@ -49,9 +49,4 @@ def edge_flops(taps: Sequence[tuple[LayerInfo, LayerInfo]], *, inward: bool) -> 
     edges = [(source[0], target[1]) for source, target in within]
     if inward:
         edges += [(source[1], target[0]) for source, target in within]
-    return sum(2 * _channels(source) * _channels(target) * target.positions for source, target in edges)
-
-
-def _channels(info: LayerInfo) -> int:
-    assert info.shape and info.layout  # it can be tapped
-    return info.layout.channels(info.shape)
+    return sum(2 * source.channels * target.channels * target.positions for source, target in edges)

@@ -172,7 +172,7 @@ class _Recorder:
         return output
 
     def select(self, used: set[int], batch: int | None) -> Select:
-        """Where the first used feature is, one of all samples if there is any; None if a tap finds it by itself."""
+        """Where the first used feature is, one of all samples if there is any; None if a tap needs no select."""
         paths = [path for path, tensor in self.found.items() if id(tensor) in used] or list(self.found)
         paths = [path for path in paths if batch in self.found[path].shape] or paths
         return None if not paths or paths[0] == self.default else as_select(paths[0])

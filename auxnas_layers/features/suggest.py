@@ -6,7 +6,6 @@ from typing import Any
 from torch import nn
 from typing_extensions import override
 
-from auxnas_layers._torch.compiled import eager
 from auxnas_layers.errors import LayoutError, TapError, bullets
 from auxnas_layers.features.align import check_alignable
 from auxnas_layers.features.choice import MOST_TAPS, candidates, choose, listeners, refine
@@ -118,8 +117,7 @@ def _pairs(primary: Part, aux: Part) -> tuple[list[tuple[Part, Part]], bool]:
 def _flops(*calls: tuple[nn.Module, Inputs]) -> int | None:
     """FLOPs of several networks together; None if they cannot be counted."""
     try:
-        with eager():
-            return sum(count_flops(net, call) for net, call in calls)
+        return sum(count_flops(net, call) for net, call in calls)
     except Exception:  # a network that runs may still refuse to run under torch's counter
         return None
 

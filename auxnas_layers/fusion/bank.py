@@ -69,8 +69,8 @@ class FusionBank(nn.ModuleDict):
                 assert own.layout
                 try:
                     fusion.materialise(
-                        _channels(own),
-                        [_channels(found[source]) for source in self._sources[layer]],
+                        own.channels,
+                        [found[source].channels for source in self._sources[layer]],
                         channel_dim=own.layout.channel_dim,
                         device=own.device,
                         dtype=own.dtype if like is None else like.dtype,
@@ -129,8 +129,3 @@ def _parameter(nets: Mapping[str, nn.Module], layer: Layer) -> Tensor | None:
     """The parameter that gives a layer's dtype and device: its own, or else its network's."""
     net = nets[layer.role]
     return floating_parameter(net.get_submodule(layer.name), net)
-
-
-def _channels(info: LayerInfo) -> int:
-    assert info.layout and info.shape
-    return info.layout.channels(info.shape)

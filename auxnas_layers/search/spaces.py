@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from auxnas_layers.errors import SearchError, bullets
+from auxnas_layers.features.flops import REACH
 from auxnas_layers.features.taps import Tap
 from auxnas_layers.search.edges import Direction, Edge
 
@@ -31,7 +32,7 @@ class DepthLimited:
     ((0, 0), (0, 1), (1, 1), (1, 2), (2, 2))
     """
 
-    reach: int = 3
+    reach: int = REACH
 
     def __post_init__(self) -> None:
         if isinstance(self.reach, bool) or not isinstance(self.reach, int) or self.reach < 1:

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from mlps import Noisy
 from torch import nn
 
 from auxnas_layers import Alignment, AuxiliaryWarning, AuxNAS, AuxNASWrapper, SearchError, explained_loss
@@ -74,17 +75,6 @@ def test_it_tells_a_true_auxiliary_from_noise(noise):
         )
     average, error = alignment.evidence()
     assert average < 2 * error if noise else alignment.helps() and average > 5 * error
-
-
-class Noisy(nn.Module):
-    """With all that a forward in train mode leaves behind."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.norm, self.drop, self.last = nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1)
-
-    def forward(self, x):
-        return self.last(self.drop(self.norm(self.first(x))))
 
 
 def test_measuring_leaves_no_trace():

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from helpers import refuses
+from mlps import Noisy
 from torch import nn
 from torch.nn.functional import l1_loss
 
@@ -255,17 +256,6 @@ def test_the_state_of_other_auxiliaries_is_refused():
 
 
 # Real losses
-
-
-class Noisy(nn.Module):
-    """With all that a forward in train mode leaves behind."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.norm, self.drop, self.last = nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1)
-
-    def forward(self, x):
-        return self.last(self.drop(self.norm(self.first(x))))
 
 
 def by_l1(wrapper: nn.Module, held_out: object, **options: object) -> StopRule:
