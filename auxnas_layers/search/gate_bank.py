@@ -102,17 +102,17 @@ class GateBank(nn.ModuleDict):
         found = {direction: list(values) for direction, values in settled.items() if values is not None}
         if unknown := [direction for direction in gates if direction not in found]:
             stamps = [self._gate(direction).stamp() for direction in unknown]
-            rows = [self._rows(direction, gates[direction]) for direction in unknown]
+            rows = [row for direction in unknown for row in self._rows(direction, gates[direction])]
             host = numbers(torch.cat([row.to(rows[0].device) for row in rows]))
             for direction, stamp in zip(unknown, stamps, strict=True):
                 count = 3 * len(self.edges[direction])
                 found[direction], host = self._note(direction, host[:count], stamp), host[count:]
         return {direction: found[direction] for direction in gates}
 
-    def _rows(self, direction: Direction, gates: Tensor) -> Tensor:
-        """The gates of a direction and its flags, one after the other."""
+    def _rows(self, direction: Direction, gates: Tensor) -> list[Tensor]:
+        """The gates of a direction and its flags."""
         gate = self._gate(direction)
-        return torch.stack([gates.detach(), gate.closed.to(gates.dtype), gate.kept.to(gates.dtype)]).flatten()
+        return [gates.detach(), gate.closed, gate.kept]
 
     def _note(self, direction: Direction, host: Sequence[float], stamp: Stamp) -> list[float]:
         """Let the gates of a direction know which of them are settled, and return their values."""
@@ -146,7 +146,7 @@ class GateBank(nn.ModuleDict):
 
     def advance_(self, progress: float, searches: Mapping[str, Search]) -> Tensor:
         """Advance every direction to `progress` by the search of its auxiliary; returns the sum of the penalties."""
-        terms = []
+        terms: list[float | Tensor] = []
         for direction, gate in self.by_direction().items():
             search = searches[direction.aux]
             search.advance_(gate, progress, to_primary=direction.inward)
@@ -155,11 +155,13 @@ class GateBank(nn.ModuleDict):
                 # No forward uses gates that are all closed: DistributedDataParallel has them ready already, as unused,
                 # and refuses a second gradient.
                 soft = soft.detach().requires_grad_(soft.requires_grad)
-            terms.append(search.penalty(soft, self.costs(direction), progress, to_primary=direction.inward))
-            terms.append(0 * soft.sum())  # gates that nothing uses get zeros for gradients, as gradient scalers need
-        tensors = [torch.as_tensor(term) for term in terms]
+            penalty = search.penalty(soft, self.costs(direction), progress, to_primary=direction.inward)
+            has_gradient = isinstance(penalty, Tensor) and penalty.requires_grad
+            # Gates that nothing uses get zeros for gradients, as gradient scalers need.
+            terms += [penalty] if has_gradient or not soft.requires_grad else [penalty, 0 * soft.sum()]
         device = next((gate.alpha.device for gate in self.by_direction().values()), None)
-        return sum((term.to(device) for term in tensors), torch.zeros((), device=device))
+        tensors = [torch.as_tensor(term).to(device) for term in terms] or [torch.zeros((), device=device)]
+        return sum(tensors[1:], tensors[0])
 
     def set_costs_(self, operations: Mapping[Direction, Sequence[float]]) -> None:
         """Set the cost of every edge: its operations over the mean of all edges."""

@@ -68,6 +68,11 @@ class Gate(nn.Module):
         found = self.unsquash(torch.tensor(ceiling, dtype=self.alpha.dtype, device="cpu"))
         return found.item() if found.numel() == 1 else found
 
+    def lowered(self, alpha: Tensor, ceiling: float) -> Tensor:
+        """Parameters under a ceiling, from above it and from gates that were kept."""
+        highest = self.highest(ceiling)
+        return torch.where(self.kept, highest, alpha.clamp(max=highest))
+
     def draw(self, alpha: Tensor) -> Tensor:
         """Gate values for one forward pass; the deterministic ones, unless a subclass draws them."""
         return self.squash(alpha)
@@ -80,19 +85,16 @@ class Gate(nn.Module):
     @override
     def forward(self) -> Tensor:
         """Gate values for one forward pass."""
-        return self._but_settled(self.draw(self._live()))
+        return self._but_settled(self.draw)
 
     def soft(self) -> Tensor:
         """Deterministic gate values, used by penalties."""
-        return self._but_settled(self.squash(self._live()))
+        return self._but_settled(self.squash)
 
-    def _live(self) -> Tensor:
+    def _but_settled(self, value: Callable[[Tensor], Tensor]) -> Tensor:
+        settled = self.closed | self.kept  # a new tensor: settle_ may write to both before the backward pass
         # Whatever alpha is by now where a gate is settled, NaN too: it has no part in any gradient.
-        return torch.where(self.closed | self.kept, 0.0, self.alpha)
-
-    def _but_settled(self, gates: Tensor) -> Tensor:
-        # Clones, since settle_ may write to them before the backward pass that needs them.
-        return torch.where(self.closed.clone(), 0.0, torch.where(self.kept.clone(), 1.0, gates))
+        return torch.where(settled, self.kept, value(self.alpha.masked_fill(settled, 0.0)))
 
     @torch.no_grad()
     def values(self) -> list[float]:
@@ -150,12 +152,8 @@ class Gate(nn.Module):
             return
         # Through .data: a backward pass that is still to come may have saved alpha, and autograd would refuse it.
         # Not where a gate is closed, which optimisers still move: after a resume alpha would be another there.
-        alpha, highest = self.alpha.data, self.highest(ceiling)
-        lower = self.kept | ((alpha > highest) & ~self.closed)
-        if isinstance(highest, float):
-            alpha.masked_fill_(lower, highest)
-        else:
-            alpha.copy_(torch.where(lower, highest, alpha))
+        alpha = self.alpha.data
+        alpha.copy_(torch.where(self.closed, alpha, self.lowered(alpha, ceiling)))
         if ceiling > 0:
             self.closed.logical_or_(self.squash(self.alpha) == 0)
         else:
@@ -228,13 +226,9 @@ class ClampedGate(Gate):
         return ceiling
 
     @override
-    @torch.no_grad()
-    def settle_(self, ceiling: float = 1.0) -> None:
-        """As for every gate; and where it is not closed, alpha returns to where its gradient does not vanish."""
-        below = ~self.closed & (self.alpha.data < 0)
-        super().settle_(ceiling)
-        if self.settled() is None:
-            self.alpha.data.masked_fill_(below, 0.0)
+    def lowered(self, alpha: Tensor, ceiling: float) -> Tensor:
+        """And from below 0, where the gradient would vanish."""
+        return super().lowered(alpha.clamp(min=0.0), ceiling)
 
 
 class SigmoidGate(Gate):
@@ -358,6 +352,10 @@ class FixedGate(Gate):
         super().__init__(edges, start)
         if self.is_constant:
             self.note_settled(torch.full((edges,), start, dtype=self.alpha.dtype, device="cpu").tolist())
+
+    @override
+    def _but_settled(self, value: Callable[[Tensor], Tensor]) -> Tensor:
+        return value(self.alpha.masked_fill(self.closed, 0.0))
 
     @override
     def highest(self, ceiling: float) -> float:

@@ -27,7 +27,7 @@ def l1_penalty(gates: Tensor) -> Tensor:
     >>> l1_penalty(torch.tensor([0.5, 0.0])).item()
     0.25
     """
-    return gates.abs().sum() / max(gates.numel(), 1)
+    return gates.abs().mean() if gates.numel() else gates.sum()
 
 
 def entropy_penalty(gates: Tensor) -> Tensor:
