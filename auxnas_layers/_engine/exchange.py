@@ -41,7 +41,7 @@ class FeatureExchange:
         self.sources = {source for side in self.open.values() for source, _ in side.values()}
         self.kept: dict[Layer, tuple[Tensor, int]] = {}
         self.fused: dict[Layer, tuple[Tensor, int]] = {}
-        self.aligned: dict[tuple[Layer, Layout, torch.Size, torch.device], Tensor] = {}
+        self.aligned: dict[tuple[Layer, Layout, torch.Size, torch.device, torch.dtype], Tensor] = {}
 
     @property
     def primary_receives(self) -> bool:
@@ -89,7 +89,7 @@ class FeatureExchange:
         return [layer for layer, (fused, before) in self.fused.items() if version(fused) != before]
 
     def _bring(self, source: Layer, target: Layer, feature: Tensor) -> Tensor:
-        """The feature of a source as its target needs it; once for all targets of one layout and shape."""
+        """The feature of a source as its target needs it; once for all targets of one layout, shape and dtype."""
         layout, wanted = self.layers[source].layout, self.layers[target].layout
         assert layout and wanted  # checked when the edges were sized
         kept, before = self.kept[source]
@@ -98,10 +98,11 @@ class FeatureExchange:
                 f"{source.role} tap {source.name!r}: the network overwrote the feature in place after the tap, which "
                 "it did not do in the dry run in eval mode; make that operation out-of-place, or tap the layer after it"
             )
-        key = source, wanted, feature.shape, feature.device
+        dtype = self.fusions[target].source_dtype(kept)
+        key = source, wanted, feature.shape, feature.device, dtype
         if key not in self.aligned:
             try:
-                self.aligned[key] = align(kept.to(feature.device), layout, feature.shape, wanted)
+                self.aligned[key] = align(kept.to(feature.device), layout, feature.shape, wanted).to(dtype)
             except LayoutError as error:
                 raise LayoutError(f"{source} -> {target}: {error}") from None
         return self.aligned[key]

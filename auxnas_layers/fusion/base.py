@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from auxnas_layers._torch.state import numbers
 from auxnas_layers.errors import LayoutError, SearchError
+from auxnas_layers.fusion.projection import gate_weights
 from auxnas_layers.fusion.sizing import EdgeWeights, Start
 
 Norm = Callable[[int], nn.Module]
@@ -85,6 +86,10 @@ class Fusion(EdgeWeights):
         """
         raise NotImplementedError  # abstract: this is what tells one kind of fusion from another
 
+    def source_dtype(self, source: Tensor) -> torch.dtype:
+        """The dtype in which the fusion takes a source, so that one copy serves all layers that receive it."""
+        return source.dtype
+
     # Use
 
     @override
@@ -112,6 +117,12 @@ class Fusion(EdgeWeights):
         assert gates is not None
         values = numbers(gates) if isinstance(gates, Tensor) else gates
         return self.fuse(x, {j: (sources[j], gates[j]) for j, value in enumerate(values) if value != 0})
+
+    def gated(self, edges: OpenEdges) -> list[tuple[Tensor, Tensor]]:
+        """Source and weight of each open edge, the weight times its gate."""
+        sources = [source for source, _ in edges.values()]
+        weights = gate_weights([self.weights[j] for j in edges], [gate for _, gate in edges.values()])
+        return list(zip(sources, weights, strict=True))
 
     def finish(self, y: Tensor, number: int = 0) -> Tensor:
         """Apply the norm of this number and the activation, if there are any."""

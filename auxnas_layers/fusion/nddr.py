@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from auxnas_layers.fusion.base import Activation, Fusion, Norm, OpenEdges
-from auxnas_layers.fusion.projection import project
+from auxnas_layers.fusion.projection import product_dtype, project, project_sum
 from auxnas_layers.fusion.sizing import Start
 
 
@@ -63,9 +63,12 @@ class NDDRFusion(Fusion):
             self.norms.append(self.new_norm(channels))
 
     @override
+    def source_dtype(self, source: Tensor) -> torch.dtype:
+        """That of its products."""
+        return product_dtype(source, self.weights[0])
+
+    @override
     def fuse(self, x: Tensor, edges: OpenEdges) -> Tensor:
         """The mixed features, then norm and activation."""
-        out = project(x, self.own_weight, self.channel_dim)
-        for j, (source, gate) in edges.items():
-            out = out + project(source, gate * self.weights[j], self.channel_dim)
-        return self.finish(out).to(x.dtype)
+        own = project(x, self.own_weight, self.channel_dim)
+        return self.finish(project_sum(own, self.gated(edges), self.channel_dim)).to(x.dtype)

@@ -1,6 +1,7 @@
 """Weights of edges whose sizes become known later, and how such weights are saved and loaded."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,7 +12,7 @@ from typing_extensions import override
 from auxnas_layers.errors import LayoutError, SearchError
 
 Start = Literal["zero", "scaled", "identity"]
-_SIZES = "_extra_state"  # torch's own key for what `get_extra_state` returns
+SIZES = "_extra_state"  # torch's own key for what `get_extra_state` returns
 
 
 class EdgeWeights(nn.Module):
@@ -63,7 +64,7 @@ class EdgeWeights(nn.Module):
         return int(self.weights[number].numel())
 
     def build(self, channels: int) -> None:
-        """Make what is not a source's weight, such as norms, once the channels are known."""
+        """Make what is not a source's weight, such as norms, once `sizes` are known."""
 
     # Sizing
 
@@ -110,7 +111,13 @@ class EdgeWeights(nn.Module):
     @torch.no_grad()
     def _start_(self, sizes: tuple[int, ...], device: torch.device | None, dtype: torch.dtype | None) -> None:
         shapes = [self.weight_shape(sizes[0], count) for count in sizes[1:]]  # may raise
-        self.build(sizes[0])  # may raise as well
+        self._sizes = sizes
+        try:
+            with device or nullcontext():
+                self.build(sizes[0])
+        except BaseException:
+            self._sizes = None
+            raise
         for j, shape in enumerate(shapes):
             if device and self.weights[j].is_meta != (device.type == "meta"):  # torch cannot size it in place
                 self.weights[j] = nn.Parameter(torch.empty(shape, device=device, dtype=dtype or self.weights[j].dtype))
@@ -120,7 +127,6 @@ class EdgeWeights(nn.Module):
         like = self.weights[0] if len(self.weights) else torch.empty(0, device=device, dtype=dtype)
         self.to(like)  # what was built follows, also where only to() has told the dtype
         self.train(self.training)
-        self._sizes = sizes
 
     @torch.no_grad()
     def keep_(self, numbers: Sequence[int]) -> None:
@@ -142,7 +148,7 @@ class EdgeWeights(nn.Module):
 
     @override
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        saved = state_dict.get(prefix + _SIZES)
+        saved = state_dict.get(prefix + SIZES)
         if self._sizes is None and saved is not None and len(saved):
             if len(saved) - 1 == len(self.weights):
                 self.materialise(int(saved[0]), [int(count) for count in saved[1:]])  # in its own dtype

@@ -57,6 +57,7 @@ RESIDUAL: dict[str, Any] = {
     "cross-task": CrossTaskFusion,
     "cross-task batch norm": partial(CrossTaskFusion, norm=nn.BatchNorm1d, activation=F.relu),
     "cross-task layer norm": partial(CrossTaskFusion, norm=nn.LayerNorm, activation=F.gelu),
+    "cross-task low rank": partial(CrossTaskFusion, rank=1),
 }
 FUSIONS: dict[str, Any] = {
     **RESIDUAL,

@@ -13,7 +13,7 @@ from torch import nn
 from zoo import Cnn
 
 from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper, CrossStitchFusion, CrossTaskFusion, LayoutError, NDDRFusion
-from auxnas_layers.fusion import Fusion, project
+from auxnas_layers.fusion import Fusion, project, projection
 from auxnas_layers.search import Gate
 
 # Sizes that come later
@@ -362,3 +362,33 @@ def test_a_fusion_that_says_nothing_is_not_taken_for_residual():
     AuxNASWrapper(Cnn(), Cnn(), ["layer1"], search=AuxG(), fusion=Silent)(IMAGES)
     with pytest.raises(NotImplementedError):  # the base class has no way to fuse
         Fusion(3, [3])(torch.ones(2, 3), [torch.ones(2, 3)], [1.0])
+
+
+@pytest.mark.parametrize("own_share", [1.0, 0.25])
+@pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("source_format", [torch.contiguous_format, torch.channels_last])
+def test_what_is_fused_has_the_memory_format_of_the_feature(source_format, x_format, own_share):
+    x = torch.randn(2, 3, 4, 4).to(memory_format=x_format)
+    sources = [torch.randn(2, d, 4, 4).to(memory_format=source_format) for d in (5, 3)]
+    out = stir_(CrossTaskFusion(3, [5, 3], own_share=own_share))(x, sources, [0.5, 1.0])
+    assert out.stride() == x.stride()
+    tokens, *sources = (tensor.flatten(2).mT for tensor in (x, *sources))
+    out = stir_(CrossTaskFusion(3, [5, 3], own_share=own_share, channel_dim=-1))(tokens, sources, [0.5, 1.0])
+    assert out.stride() == tokens.stride()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", [CrossTaskFusion, partial(CrossTaskFusion, rank=1), NDDRFusion])
+@pytest.mark.parametrize("channel_dim", [1, -1])
+def test_weights_that_are_gated_together_give_what_each_alone_gives(channel_dim, kind, autocast, monkeypatch):
+    fusion = stir_(kind(6, [6, 6, 6], channel_dim=channel_dim)).eval()
+    x, *sources = (feature(6, (3,), channel_dim).float() for _ in range(4))
+    gates = torch.tensor([0.5, 1.0, 0.25], requires_grad=True)
+    found = []
+    for devices in (projection.STARTS_FAST, ()):
+        monkeypatch.setattr(projection, "STARTS_FAST", devices)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = fusion(x, sources, gates)
+        found.append([out, *torch.autograd.grad(out.sum(), [gates, *fusion.weights])])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02 if autocast else 1e-5, atol=0.02 if autocast else 1e-5)

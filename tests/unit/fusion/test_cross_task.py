@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from fusion_loops import ACTIVATIONS, NORMS, feature, normalised, rows_of, stir_
+from fusion_loops import ACTIVATIONS, NORMS, feature, normalised, rows_of, saved_and_loaded, stir_
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -22,7 +22,7 @@ def oracle(fusion, x, sources, gates):
     for j, (source, gate) in enumerate(zip(sources, gates, strict=True)):
         if gate == 0:
             continue
-        weight, heard = fusion.weights[j].tolist(), rows_of(source, fusion.channel_dim)
+        weight, heard = whole_weight(fusion, j).tolist(), rows_of(source, fusion.channel_dim)
         mixed = [[sum(w * v for w, v in zip(line, row, strict=True)) for line in weight] for _, row in heard]
         mixed = normalised(mixed, fusion.norms[j] if len(fusion.norms) else None, fusion.training)
         for sums, row in zip(out, mixed, strict=True):
@@ -34,12 +34,22 @@ def oracle(fusion, x, sources, gates):
     return result
 
 
+def whole_weight(fusion, j):
+    """``W_j`` from its factors."""
+    weight, key = fusion.weights[j].detach(), str(j)
+    if key in fusion.ups:
+        weight = fusion.ups[key].detach() @ weight
+    for c, factor in enumerate(fusion.diagonals[key].tolist() if key in fusion.diagonals else []):
+        weight[c, c] += factor
+    return weight
+
+
 @st.composite
 def cases(draw):
     """A fusion of doubles with random weights, its feature, sources and gates."""
-    channels, channel_dim = draw(st.integers(1, 4)), draw(st.sampled_from([1, -1]))
+    channels, channel_dim = draw(st.integers(1, 5)), draw(st.sampled_from([1, -1]))
     places = draw(st.lists(st.integers(1, 3), max_size=4).filter(lambda p: math.prod(p) <= 12))
-    widths = draw(st.lists(st.integers(1, 4), max_size=3))
+    widths = draw(st.lists(st.integers(1, 5), max_size=3))
     fusion = CrossTaskFusion(
         channels,
         widths,
@@ -47,6 +57,8 @@ def cases(draw):
         channel_dim=channel_dim,
         norm=draw(st.sampled_from(NORMS)),
         activation=draw(st.sampled_from(list(ACTIVATIONS))),
+        start=draw(st.sampled_from(["zero", "identity"])),
+        rank=draw(st.sampled_from([None, 1, 2])),
     )
     stir_(fusion.double()).train(draw(st.booleans()))
     gates = draw(st.lists(st.sampled_from([0.0, 1.0, 0.5, 0.125]), min_size=len(widths), max_size=len(widths)))
@@ -203,6 +215,75 @@ def test_scaled_edges_have_together_about_the_variance_of_one_source(widths):
     assert 0.85 < out.var().item() / 9 < 1.15
     each = [fusion(x, [3 * torch.randn(500, d) for d in widths], row).var() for row in torch.eye(len(widths))]
     assert all(0.75 < variance.item() * len(widths) / 9 < 1.25 for variance in each)
+
+
+# Edges of low rank
+
+
+def low(channels=6, widths=(8, 6, 9), **options):
+    return CrossTaskFusion(channels, widths, rank=options.pop("rank", 1), **options)
+
+
+@pytest.mark.parametrize(
+    "rank, channels, width, parameters", [(None, 8, 8, 64), (1, 8, 8, 16), (3, 8, 8, 48), (4, 8, 8, 64), (2, 2, 9, 18)]
+)
+def test_a_weight_has_low_rank_where_that_costs_less(rank, channels, width, parameters):
+    fusion = CrossTaskFusion(channels, [width], rank=rank)
+    assert sum(p.numel() for p in fusion.parameters()) == fusion.operations(0) == parameters
+    assert ("rank" in repr(fusion)) == (rank is not None)
+
+
+@pytest.mark.parametrize("start", ["zero", "identity"])
+@pytest.mark.parametrize("norm", [None, nn.LayerNorm])
+def test_edges_of_low_rank_start_as_full_ones_and_all_their_factors_learn(norm, start):
+    fusions = [low(start=start, norm=norm, own_share=0.25, rank=rank) for rank in (1, None)]
+    x, *sources = (torch.randn(2, d, 4) for d in (6, 8, 6, 9))
+    outs = [fusion(x, sources, [1.0, 0.5, 0.25]) for fusion in fusions]
+    torch.testing.assert_close(*outs)
+    outs[0].sin().sum().backward()
+    fusion = fusions[0]
+    assert len(fusion.ups) == 3 and list(fusion.diagonals) == (["2"] if start == "identity" else [])
+    assert all(p.grad.abs().sum() > 0 for p in [*fusion.ups.values(), *fusion.diagonals.values()])
+    for up in fusion.ups.values():
+        nn.init.ones_(up)
+    fusion(x, sources, [1.0, 0.5, 0.25]).sin().sum().backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in fusion.weights)
+
+
+def test_scaled_edges_of_low_rank_have_together_about_the_variance_of_one_source():
+    fusion = CrossTaskFusion(256, [64, 128], start="scaled", rank=16)
+    sources = [3 * torch.randn(500, width) for width in (64, 128)]
+    assert 0.7 < fusion(torch.zeros(500, 256), sources, [1.0, 1.0]).var().item() / 9 < 1.3
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_edges_of_low_rank_are_sized_later_on_a_device_and_in_a_dtype(device):
+    fusion = CrossTaskFusion(None, [None, None], rank=1, start="identity")
+    fusion.materialise(6, [8, 9], device=torch.device(device), dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in fusion.parameters()} == {(device, torch.float64)}
+    assert len(list(fusion.parameters())) == 5
+
+
+def test_an_edge_that_is_left_keeps_its_factors_also_in_a_state():
+    fusion = stir_(low(start="identity"))
+    x, *sources = (torch.randn(2, d, 4) for d in (6, 8, 6, 9))
+    for numbers, diagonals in (([2, 0], ["0"]), ([1], [])):
+        expected = fusion(x, [*sources], [float(j in numbers) for j in range(len(sources))])
+        fusion.keep_(numbers)
+        sources = [sources[j] for j in numbers]
+        torch.testing.assert_close(fusion(x, sources, [1.0] * len(sources)), expected)
+        assert list(fusion.diagonals) == diagonals
+        for sizes in ((None, [None] * len(sources)), (6, [s.shape[1] for s in sources])):
+            other = CrossTaskFusion(*sizes, rank=1, start="identity")
+            assert not any(other.load_state_dict(saved_and_loaded(fusion.state_dict())))
+            assert other(x, sources, [1.0] * len(sources)).equal(fusion(x, sources, [1.0] * len(sources)))
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2.0, "4", True])
+def test_a_rank_is_a_positive_integer(rank):
+    message = f"rank must be a positive integer, or None for full weights; found rank={rank!r}"
+    with pytest.raises(SearchError, match=f"^{re.escape(message)}$"):
+        CrossTaskFusion(None, [None], rank=rank)
 
 
 # Types of numbers
