@@ -25,6 +25,12 @@ def wrapper_outputs(joined: JoinedNets, call: Inputs) -> AuxNASOutput:
         return joined._run_with(joined._route_example(call.copied()), joined.gates.now())
 
 
+def own_outputs(net: nn.Module, call: Inputs) -> Any:
+    """What a network of the user returns in eval mode, alone."""
+    with comparable(net):
+        return call.call_with_copies(net)
+
+
 def net_outputs(net: nn.Module, call: Inputs, original: nn.Module) -> Any:
     """What an exported network returns in eval mode.
 
@@ -47,6 +53,45 @@ def net_outputs(net: nn.Module, call: Inputs, original: nn.Module) -> Any:
             "remove what ties them, such as a forward or hook that uses a global variable"
         )
     return output
+
+
+def check_alike(
+    what: str, output: Any, expected: Any, again: Callable[[], Any], *, copied: bool
+) -> tuple[float | None, float]:
+    """Refuse outputs that are not bit for bit the expected ones.
+
+    They may differ by rounding where the network differs from itself; and so may those of a copy on an accelerator,
+    which chooses kernels also by where weights lie in memory.
+
+    Args:
+        what: What has these outputs, as a message begins.
+        output: Its outputs.
+        expected: What they should be.
+        again: Computes the expected ones once more; called only if they differ.
+        copied: Whether a copy of the network gave these outputs.
+
+    Returns:
+        Their largest difference, None if there are no tensors in the outputs; and the noise, by which the network
+        differs from itself.
+
+    Raises:
+        ExportError: If they differ by more.
+    """
+    difference = largest_difference(output, expected)
+    if not difference:
+        return difference, 0.0
+    noise = largest_difference(again(), expected) or 0.0
+    may_round = noise or (copied and any(tensor.device.type != "cpu" for _, tensor in features(expected)))
+    if difference > (_rounding(expected) if may_round else 0.0):
+        itself = f"; the network differs from itself by {noise:g} from one call to the next" if noise else ""
+        raise ExportError(f"{what} by {difference:g}{itself}")
+    return difference, noise
+
+
+def _rounding(outputs: Any) -> float:
+    """How much rounding may change outputs: the root of their precision, as a share of the largest absolute value."""
+    found = [t.detach() for _, t in features(outputs) if t.is_floating_point() and t.numel()]
+    return max((torch.finfo(t.dtype).eps ** 0.5 * float(t.abs().max()) for t in found), default=0.0)
 
 
 def refuse_globals(net: nn.Module, original: nn.Module) -> None:

@@ -163,6 +163,9 @@ def _differences(net: nn.Module, exported: nn.Module) -> list[str]:
     """In what a copy differs from its network."""
     before, after = net.state_dict(), exported.state_dict()
     problems = ["the state_dict keys differ"] if list(before) != list(after) else []
+    if [type(module) for module in net.modules()] != [type(module) for module in exported.modules()]:
+        problems.append("the classes of its modules differ")
+    before, after = before | dict(net.named_buffers()), after | dict(exported.named_buffers())  # also those not saved
     keys = [key for key in before if key in after]
     tensors = {key: (before[key], after[key]) for key in keys if isinstance(before[key], Tensor)}
     tensors = {key: pair for key, pair in tensors.items() if isinstance(pair[1], Tensor)}

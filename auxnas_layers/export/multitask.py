@@ -10,7 +10,7 @@ from typing_extensions import override
 from auxnas_layers._engine.joint import JoinedNets
 from auxnas_layers._torch.state import numbers
 from auxnas_layers.errors import ExportError, bullets
-from auxnas_layers.export.compare import largest_difference, net_outputs, wrapper_outputs
+from auxnas_layers.export.compare import check_alike, net_outputs, wrapper_outputs
 from auxnas_layers.export.copying import copy_networks
 from auxnas_layers.export.cost import cost_of, measure, warn_uncounted
 from auxnas_layers.export.report import ExportReport
@@ -126,13 +126,18 @@ def export_multitask(joined: JoinedNets, call: Inputs | None) -> tuple[Multitask
     if call is None:
         return exported, report
     expected = wrapper_outputs(joined, call)
-    difference = largest_difference(net_outputs(exported, call, joined), expected)
-    if difference:
-        raise ExportError(f"the exported networks differ from the wrapper's outputs by {difference:g}")
+    difference, noise = check_alike(
+        "the exported networks differ from the wrapper's outputs",
+        net_outputs(exported, call, joined),
+        expected,
+        lambda: wrapper_outputs(joined, call),
+        copied=True,
+    )
     cost, alone = cost_of(joined, call), measure(exported, call)
     warn_uncounted(alone, cost.primary, cost.auxiliary, cost.training)
     report = replace(report, training=cost.training, primary=cost.primary, auxiliary=cost.auxiliary)
-    return exported, replace(report, max_difference=difference, exported=alone)
+    exact = None if difference is None else difference == 0
+    return exported, replace(report, exact=exact, max_difference=difference, noise=noise, exported=alone)
 
 
 def check_decided(gates: Mapping[Direction, Gate], edges: Mapping[Direction, Sequence[Edge]]) -> None:

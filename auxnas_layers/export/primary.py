@@ -1,12 +1,19 @@
 """Exporting the primary network alone: copy, compare, report."""
 
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
 from auxnas_layers._engine.joint import JoinedNets
-from auxnas_layers.errors import ExportError
-from auxnas_layers.export.compare import largest_difference, net_outputs, refuse_globals, wrapper_outputs
+from auxnas_layers.export.compare import (
+    check_alike,
+    largest_difference,
+    net_outputs,
+    own_outputs,
+    refuse_globals,
+    wrapper_outputs,
+)
 from auxnas_layers.export.copying import copy_networks
 from auxnas_layers.export.cost import cost_of, measure, warn_uncounted
 from auxnas_layers.export.report import ExportReport, check_closed
@@ -41,12 +48,29 @@ def export_primary(joined: JoinedNets, call: Inputs | None, *, allow_open: bool)
     if call is None:
         refuse_globals(exported, joined.primary_net)
         return exported, report
-    inputs, expected = joined._route_example(call)[PRIMARY], wrapper_outputs(joined, call).primary
-    difference = largest_difference(net_outputs(exported, inputs, joined.primary_net), expected)
-    if difference and not (cut or acting):
-        raise ExportError(f"the exported network differs from the wrapper's primary output by {difference:g}")
-    cost, alone = cost_of(joined, call), measure(exported, inputs)
-    warn_uncounted(alone, cost.primary, cost.training)
-    return exported, replace(
-        report, max_difference=difference, training=cost.training, primary=cost.primary, exported=alone
-    )
+    inputs = joined._route_example(call)[PRIMARY]
+    report = _compared(report, joined, call, exported, whole=not (cut or acting))
+    cost, own_cost = cost_of(joined, call), measure(exported, inputs)
+    warn_uncounted(own_cost, cost.primary, cost.training)
+    return exported, replace(report, training=cost.training, primary=cost.primary, exported=own_cost)
+
+
+def _compared(
+    report: ExportReport, joined: JoinedNets, call: Inputs, exported: nn.Module, *, whole: bool
+) -> ExportReport:
+    """The report with what the outputs say; `whole` if nothing was cut that changes the primary's outputs.
+
+    Raises:
+        ExportError: If the primary computes something else in the wrapper than alone, or its copy does.
+    """
+    inputs, joint = joined._route_example(call)[PRIMARY], wrapper_outputs(joined, call).primary
+    output, alone = net_outputs(exported, inputs, joined.primary_net), own_outputs(joined.primary_net, inputs)
+    again = partial(own_outputs, joined.primary_net, inputs)
+    _, noise = check_alike("the exported network differs from the primary network", output, alone, again, copied=True)
+    difference = inside = largest_difference(output, joint)
+    if whole:
+        what = "the primary network in the wrapper differs from the same one alone"
+        inside, other = check_alike(what, joint, alone, again, copied=False)
+        noise = max(noise, other)
+    exact = None if inside is None else inside == 0
+    return replace(report, exact=exact, max_difference=difference, noise=noise)

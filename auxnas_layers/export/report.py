@@ -18,9 +18,15 @@ class ExportReport:
         dropped: The edges of the training graph that are gone; those into the primary first.
         cut: The edges into the primary among them that were still open, and were cut because ``allow_open=True``.
         kept: The edges that are still there, if both networks are exported; otherwise None.
+        exact: Whether the primary's outputs in the wrapper are bitwise those of `primary_net` alone, of which the
+            exported network is a copy with the same bits; if both networks are exported, or edges were cut, whether the
+            outputs of the exported network are bitwise those of the wrapper. None: not compared, since there are no
+            inputs, or no tensors in the outputs.
         max_difference: Largest absolute difference between the outputs of the exported network and of the wrapper on
-            the example inputs in eval mode, in the outputs' unit; 0.0 means bitwise equal. None: not compared, since
-            there are no inputs, or no tensors in the outputs.
+            the example inputs in eval mode, in the outputs' unit. On a GPU it may be above 0 by rounding, since kernels
+            are chosen also by where weights lie in memory. None: as above.
+        noise: Largest absolute difference of the network from itself, called twice on the example inputs; 0.0 if it
+            repeats itself, or was not called twice, since nothing differed.
         training, primary, exported: Cost of the wrapper with all open edges, of the primary before, of the exported
             network. None: there are no inputs.
         auxiliary: Cost of the auxiliary networks alone, if they are exported too.
@@ -29,16 +35,13 @@ class ExportReport:
     dropped: tuple[Edge, ...]
     cut: tuple[Edge, ...] = ()
     kept: tuple[Edge, ...] | None = None
+    exact: bool | None = None
     max_difference: float | None = None
+    noise: float = 0.0
     training: Cost | None = None
     primary: Cost | None = None
     exported: Cost | None = None
     auxiliary: Cost | None = None
-
-    @property
-    def exact(self) -> bool | None:
-        """Whether the outputs were bitwise equal; None if they were not compared."""
-        return None if self.max_difference is None else self.max_difference == 0.0
 
     @override
     def __str__(self) -> str:
@@ -52,6 +55,8 @@ class ExportReport:
             compared = "no tensors in the outputs"
             if self.max_difference is not None:
                 compared = f"largest difference {self.max_difference:g}"
+            if self.noise:
+                compared += f", noise {self.noise:g}"
             was = "wrapper" if self.auxiliary else "primary"
             lines += [
                 cost_table(costs | {"exported net": self.exported}),

@@ -2,6 +2,7 @@
 
 import random
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -52,16 +53,38 @@ def undisturbed(*nets: nn.Module, training: bool | None = False) -> Iterator[Non
 def comparable(*nets: nn.Module) -> Iterator[None]:
     """Networks in eval mode, that compute the same way on both sides of a comparison, and are left unchanged.
 
-    Without compilation, since a copy of a compiled network is not compiled; and without the fast path of torch's own
-    encoders, which they take only where there are no hooks.
+    Without compilation, since a copy of a compiled network is not compiled; without the fast path of torch's own
+    encoders, which they take only where there are no hooks; and by deterministic kernels where there are any.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with eager(), undisturbed(*nets), torch.no_grad():
+        with eager(), _deterministic(), undisturbed(*nets), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Ask for kernels that give the same bits each time, without a word where an operation has none."""
+    mode, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    options = [
+        (torch.backends.cudnn, "deterministic", True),
+        (torch.backends.cudnn, "benchmark", False),
+        (torch.utils.deterministic, "fill_uninitialized_memory", False),
+    ]
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*deterministic")
+        stack.callback(torch.use_deterministic_algorithms, mode, warn_only=warn_only)
+        for owner, name, value in options:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        yield
 
 
 @contextmanager
