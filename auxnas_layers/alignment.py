@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 from statistics import mean, stdev
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from auxnas_layers._engine.joint import JoinedNets
+from auxnas_layers._torch.state import numbers
 from auxnas_layers.errors import AuxiliaryWarning, SearchError
 from auxnas_layers.features.undisturbed import undisturbed
 from auxnas_layers.held_out import other_samples
@@ -61,12 +62,20 @@ class Alignment:
         if not self._wrapper.training:
             raise SearchError("the wrapper is in eval mode; measure in train mode: wrapper.train()")
         with undisturbed(self._wrapper, training=None), torch.enable_grad():
-            held_out = self._direction("primary_loss", primary_loss())
-            losses = self._by_name(aux_loss())
-            directions = {name: self._direction(name, loss) for name, loss in losses.items()}
-        for name, direction in directions.items():
-            cosine = torch.dot(held_out, direction)
-            self.cosines.setdefault(name, []).append(cosine.item())
+            found = [("primary_loss", *self._direction("primary_loss", primary_loss()))]
+            found += [(name, *self._direction(name, loss)) for name, loss in self._by_name(aux_loss()).items()]
+        _, _, held_out = found[0]
+        cosines = torch.stack([torch.dot(held_out, direction) for _, _, direction in found])
+        losses = torch.stack([loss.detach().to(cosines) for _, loss, _ in found])
+        values = numbers(torch.cat([losses, cosines]))  # the only wait for the device
+        measured = [(name, values[i], values[len(found) + i]) for i, (name, _, _) in enumerate(found)]
+        for name, loss, cosine in measured:
+            if not isfinite(loss):  # its gradient may be 0 all the same
+                raise SearchError(f"{name} is {loss}; check the loss and the labels, which may all be missing")
+            if not isfinite(cosine):
+                raise SearchError(f"the gradient of {name} is not finite; check the loss")
+        for name, _, cosine in measured[1:]:
+            self.cosines.setdefault(name, []).append(cosine)
 
     def _by_name(self, found: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         losses = found if isinstance(found, Mapping) else {"aux": found}
@@ -80,15 +89,13 @@ class Alignment:
         """The names of the auxiliaries; for a module other than a wrapper, those that the user gives."""
         return list(self._wrapper._aux_nets() if isinstance(self._wrapper, JoinedNets) else named)
 
-    def _direction(self, name: str, loss: Tensor) -> Tensor:
-        """A loss's gradient in the primary's parameters, of length 1, or 0 if it is all zeros."""
+    def _direction(self, name: str, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """A loss, and its gradient in the primary's parameters, of length 1, or 0 if it is all zeros."""
         parameters = [p for p in self._wrapper.primary_net.parameters() if p.requires_grad]
         if not parameters:
             raise SearchError("no parameter of the primary requires gradients, so no auxiliary can help or harm it")
         if not loss.requires_grad:
             raise SearchError(f"{name} has no gradient; compute it anew at each call, outside torch.no_grad()")
-        if not loss.isfinite():  # its gradient may be 0 all the same
-            raise SearchError(f"{name} is {loss.item()}; check the loss and the labels, which may all be missing")
         try:  # several losses may come from one forward
             found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         except RuntimeError:  # compiled layers refuse to keep their graph; any other error comes again
@@ -98,10 +105,8 @@ class Alignment:
         pairs = zip(found, parameters, strict=True)
         dense = [torch.zeros_like(p) if g is None else g.to_dense() for g, p in pairs]
         flat = torch.cat([real_parts(gradient).flatten().float() for gradient in dense])
-        if not flat.isfinite().all():
-            raise SearchError(f"the gradient of {name} is not finite; check the loss")
         flat /= flat.abs().max().clamp(min=torch.finfo(flat.dtype).tiny)  # whose square may be out of range
-        return nn.functional.normalize(flat, dim=0)
+        return loss, nn.functional.normalize(flat, dim=0)
 
     def evidence(self, aux: str = "aux") -> tuple[float, float]:
         """Mean cosine and its standard error, unitless.
@@ -180,7 +185,7 @@ def explained_loss(loss: Callable[[Any, Any], Tensor], outputs: Any, labels: Any
     """
     others = other_samples(labels) if others is None else others
     with torch.no_grad():
-        own, other = (loss(outputs, chosen).item() for chosen in (labels, others))
+        own, other = numbers(torch.stack([loss(outputs, chosen) for chosen in (labels, others)]))
     for found in (own, other):
         if not 0 <= found < inf:
             raise SearchError(f"the loss is {found}; a share needs one that is finite and not negative")

@@ -128,7 +128,9 @@ def test_what_is_wrong_is_said():
     with pytest.raises(SearchError, match="the gradient of aux is not finite"):
         alignment.measure(lambda: loss, lambda: (0 * wrapper.primary_net(x)).sqrt().sum())
     with pytest.raises(SearchError, match="primary_loss is nan; check the loss and the labels"):
-        alignment.measure(lambda: nn.functional.cross_entropy(wrapper.primary_net(x), torch.tensor([-100, -100])), None)
+        alignment.measure(
+            lambda: nn.functional.cross_entropy(wrapper.primary_net(x), torch.tensor([-100, -100])), lambda: loss
+        )
     with pytest.raises(SearchError, match="primary_loss has no gradient; compute it anew at each call, outside"):
         alignment.measure(lambda: loss.detach(), lambda: loss)
     other = nn.Linear(2, 1)
@@ -144,6 +146,18 @@ def test_what_is_wrong_is_said():
     with pytest.raises(SearchError, match="9 measurements of 'aux'"):
         alignment.check()
     assert repr(alignment) == "Alignment(aux: +1.000 over 9)"
+
+
+def test_a_measurement_reads_its_device_once(monkeypatch):
+    reads = []
+    monkeypatch.setattr("auxnas_layers.alignment.numbers", lambda tensor: reads.append(1) or tensor.tolist())
+    monkeypatch.setattr(torch.Tensor, "item", None)
+    monkeypatch.setattr(torch.Tensor, "__bool__", None)
+    wrapper = wrap()
+    alignment, x = Alignment(wrapper), torch.ones(2, 2)
+    loss = wrapper.primary_net(x).sum()
+    alignment.measure(lambda: loss, lambda: {"aux": loss})
+    assert reads == [1] and alignment.cosines == {"aux": [pytest.approx(1.0)]}
 
 
 def pair() -> AuxNASWrapper:
