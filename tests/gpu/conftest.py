@@ -1,6 +1,8 @@
 """These tests need a GPU. `AUXNAS_DEVICE=cpu` runs them on the CPU, but for those that need CUDA itself."""
 
+import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +16,12 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "speed"))
 from gpu_pairs import CHOICE, CUDA, DEVICE, REASON, RUNS  # noqa: E402
 
 IN_CHILD = "AUXNAS_IN_CHILD"
-LIMIT = 150
+LIMIT = 200
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "child: runs in a process of its own, which it may leave in any state")
+    mark = "child: runs in another process, which it may leave in any state; together: one for all of the file"
+    config.addinivalue_line("markers", mark)
     config.addinivalue_line("filterwarnings", "error::auxnas_layers.errors.AuxNASWarning")
 
 
@@ -44,20 +47,26 @@ def torch_as_it_starts():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test that is marked as a child in a pytest of its own, which runs that test alone."""
-    if not pyfuncitem.get_closest_marker("child") or IN_CHILD in os.environ:
+    """Run a test that is marked as a child in another process, and fail as it fails there."""
+    mark = pyfuncitem.get_closest_marker("child")
+    if mark is None or IN_CHILD in os.environ:
         return None
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:randomly"]
-    command += [f"-W{option}" for option in pyfuncitem.config.known_args_namespace.pythonwarnings or ()]
-    environment = {**os.environ, IN_CHILD: "1", CHOICE: str(DEVICE)}
-    done = subprocess.run(
-        [*command, f"{pyfuncitem.path}::{pyfuncitem.name}"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
-    if done.returncode or "1 passed" not in done.stdout:
-        pytest.fail(f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}", pytrace=False)
+    options = tuple(f"-W{option}" for option in pyfuncitem.config.known_args_namespace.pythonwarnings or ())
+    same = [item for item in pyfuncitem.session.items if item.path == pyfuncitem.path]
+    chosen = [item for item in same if item.get_closest_marker("child") == mark] if mark.kwargs else [pyfuncitem]
+    printed = in_child(options + tuple(str(item.path) + item.nodeid[item.nodeid.index("::") :] for item in chosen))
+    if not re.search(rf"^PASSED \S*{re.escape(pyfuncitem.path.name)}::{re.escape(pyfuncitem.name)}$", printed, re.M):
+        pytest.fail(printed[-12_000:], pytrace=False)
     return True
+
+
+@functools.cache
+def in_child(arguments: tuple[str, ...]) -> str:
+    """What a pytest of its own prints."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rp", "-p", "no:xdist", *arguments]
+    environment = {**os.environ, IN_CHILD: "1", CHOICE: str(DEVICE)}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired as error:
+        return f"no end after {LIMIT} seconds:\n{error.stdout}"
+    return f"{done.stderr[-4000:]}\n{done.stdout}"
