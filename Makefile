@@ -4,7 +4,7 @@ TORCH ?= torch
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test test-all test-models test-frameworks test-studies bench demo studies lint wheel clean
+.PHONY: test test-all test-models test-frameworks test-studies test-gpu bench bench-gpu demo studies lint wheel clean
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W error -n 2 --dist worksteal -q $(ARGS)
@@ -21,9 +21,15 @@ test-frameworks: $(VENV)/.frameworks
 test-studies: $(VENV)/.studies
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studies -W error -n 2 -q $(ARGS)
 
+test-gpu: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/gpu -q -rs $(ARGS)
+
 bench: $(VENV)/.models
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/bench.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/parts.py $(ARGS)
+
+bench-gpu: $(VENV)/.models
+	$(BIN)/python benchmarks/speed/gpu.py $(ARGS)
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/quickstart.py $(ARGS)

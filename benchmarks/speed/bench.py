@@ -70,19 +70,22 @@ def total(output: Any) -> Tensor:
 
 
 def interleaved(
-    steps: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.process_time
+    steps: dict[str, Callable[[], Any]],
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+    warm_up: int = WARM_UP,
 ) -> dict[str, list[float]]:
     """Seconds of each step in each round; all take turns, and the first rounds only warm up.
 
     CPU time of all threads, which another process on the machine does not change as it does wall time.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(WARM_UP + rounds):
+    for _ in range(warm_up + rounds):
         for name, step in steps.items():
             start = clock()
             step()
             times[name].append(clock() - start)
-    return {name: values[WARM_UP:] for name, values in times.items()}
+    return {name: values[warm_up:] for name, values in times.items()}
 
 
 def measure(name: str, rounds: int, threads: int) -> dict[str, Any]:

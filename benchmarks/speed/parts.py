@@ -96,15 +96,21 @@ def memory(name: str) -> dict[str, Any]:
     wrapper = AuxNASWrapper(net, aux, taps, search=AuxNAS(aux_to_primary_start=0.5), example_inputs=inputs)
     plain = kept_bytes(lambda: (total(net(inputs)), total(aux(inputs))))
     joined = kept_bytes(lambda: total(tuple(wrapper(inputs))))
-    outputs: list[int] = []
-    hook = [net.get_submodule(tap).register_forward_hook(lambda m, i, o: outputs.append(o.nbytes)) for tap in taps]
-    net(inputs)
-    for handle in hook:
-        handle.remove()
-    edges = sum(2 * min(place + 1, 3) * size for place, size in enumerate(outputs))
+    edges = 2 * edge_bytes(net, inputs, taps)
     peak, peak_joined = in_new_processes([(name, False), (name, True)], 3)
     found = {"network": name, "plain": plain, "joined": joined, "bound": 1.05 * (plain + edges)}
     return found | {"peak": peak_joined / peak, "peak bound": 1.05 * (peak + edges) / peak}
+
+
+def edge_bytes(net: nn.Module, inputs: Tensor, taps: list[str]) -> int:
+    """Bytes of what all edges of one direction return, into features like those of a network's taps."""
+    outputs: list[int] = []
+    hook = [net.get_submodule(tap).register_forward_hook(lambda m, i, o: outputs.append(o.nbytes)) for tap in taps]
+    with torch.no_grad():
+        net(inputs)
+    for handle in hook:
+        handle.remove()
+    return sum(min(place + 1, 3) * size for place, size in enumerate(outputs))
 
 
 def peak_bytes(name: str, joined: bool) -> int:
