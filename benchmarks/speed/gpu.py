@@ -59,8 +59,8 @@ def counted(found: dict[str, Any], pair: Pair, steps: dict[str, Callable[[], Any
     """Add what is counted for each step: host time; and on a GPU peak memory, kernels and waits."""
     found["host ms"] = {step: 1000 * host_time(run, rounds) for step, run in steps.items()}
     if pair.device.type == "cuda":
-        for what, count in (("peak", peak), ("kernels", kernels)):
-            found[what] = {step: count(run) for step, run in steps.items()}
+        found["peak"] = {step: peak(run, pair.forget_gradients) for step, run in steps.items()}
+        found["kernels"] = {step: kernels(run) for step, run in steps.items()}
         found["waits"] = {step: dict(waits(run)) for step, run in steps.items()}
 
 

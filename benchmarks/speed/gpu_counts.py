@@ -46,8 +46,9 @@ def kernels(step: Step) -> int:
     return sum(not event.name.startswith(RANGES) for event in events)
 
 
-def peak(step: Step) -> int:
-    """Bytes that a call needs on the GPU at once, beyond what is there before it."""
+def peak(step: Step, prepare: Step) -> int:
+    """Bytes that a call needs on the GPU at once, beyond what is there before it, after some preparation."""
+    prepare()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -126,6 +126,11 @@ class Pair:
             self.optimizers[name] = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=True)
         return self.optimizers[name]
 
+    def forget_gradients(self) -> None:
+        """Free the gradients that steps have left."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+
     def loss(self, output: Tensor, number: int) -> Tensor:
         return F.cross_entropy(output.float(), self.labels[number])
 

@@ -13,9 +13,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks" / "speed"))
 
-from gpu_pairs import CHOICE, CUDA, DEVICE, REASON, RUNS  # noqa: E402
+from gpu_pairs import CHOICE, CUDA, DEVICE, IN_CHILD, REASON, RUNS  # noqa: E402
 
-IN_CHILD = "AUXNAS_IN_CHILD"
 LIMIT = 200
 
 

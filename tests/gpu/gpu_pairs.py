@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from auxnas_layers import AuxNAS, AuxNASWrapper
 
-CHOICE = "AUXNAS_DEVICE"
+CHOICE, IN_CHILD = "AUXNAS_DEVICE", "AUXNAS_IN_CHILD"
 DEVICE = torch.device(os.environ.get(CHOICE, "cuda:0"))
 CUDA = DEVICE.type == "cuda"
 RUNS = not CUDA or torch.cuda.is_available()

@@ -25,7 +25,7 @@ def test_activation_checkpoints_change_no_gradient(kind, dtype):
         with cast(dtype):
             out = one(x)
         loss_of(out).backward()
-    assert worst(wrapper, plain) < (1e-5 if dtype is None else 1e-2)
+    assert worst(wrapper, plain) < (1e-3 if dtype is None else 1e-2)
 
 
 def held() -> dict[str, int]:

@@ -1,12 +1,13 @@
 """DistributedDataParallel and FSDP2 in one process: NCCL on a GPU, gloo on the CPU."""
 
 import copy
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.distributed as dist
-from gpu_pairs import CUDA, DEVICE, images, kinds, needs_cuda, nets, worst, wrap
+from gpu_pairs import CUDA, DEVICE, IN_CHILD, images, kinds, needs_cuda, nets, worst, wrap
 from helpers import loss_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,6 +23,9 @@ PROGRESS = (0.05, 0.25, 0.5)  # open; closing; closed
 
 @pytest.fixture(autouse=True)
 def group() -> Iterator[None]:
+    if IN_CHILD not in os.environ:  # the parent only looks at how its child has ended
+        yield
+        return
     if CUDA:
         torch.cuda.set_device(DEVICE)
     dist.init_process_group("nccl" if CUDA else "gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -52,13 +56,13 @@ def worst_of_whole(found: nn.Module, wanted: nn.Module) -> float:
 def test_gradients_are_those_without_data_parallelism(kind):
     wrapper = wrap(nets(kind), images())
     plain = copy.deepcopy(wrapper)
-    compare(wrapper, DistributedDataParallel(wrapper, find_unused_parameters=True), plain, 1e-4)
+    compare(wrapper, DistributedDataParallel(wrapper, find_unused_parameters=True), plain, 1e-3)
 
 
 def test_gates_that_are_drawn_are_those_without_data_parallelism():
     wrapper = wrap(nets("vit"), images(), MTLNAS())
     plain = copy.deepcopy(wrapper)
-    compare(wrapper, DistributedDataParallel(wrapper, find_unused_parameters=True), plain, 1e-4)
+    compare(wrapper, DistributedDataParallel(wrapper, find_unused_parameters=True), plain, 1e-3)
 
 
 @needs_cuda
@@ -78,4 +82,4 @@ def test_sharded_networks_have_the_gradients_of_whole_ones(kind):
             fully_shard(module, mesh=mesh)
     fully_shard(wrapper, mesh=mesh, ignored_params=set(wrapper.arch_parameters()))
     assert sum(isinstance(p, DTensor) for p in wrapper.parameters()) == len(list(wrapper.weight_parameters()))
-    compare(wrapper, wrapper, plain, 1e-4)
+    compare(wrapper, wrapper, plain, 1e-3)

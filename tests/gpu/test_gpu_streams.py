@@ -23,7 +23,7 @@ def test_the_auxiliary_runs_on_the_stream_of_the_call():
         loss_of(wrapper(late)).backward()
     side.synchronize()
     assert seen == [side]
-    assert worst(wrapper, reference) < 1e-4
+    assert worst(wrapper, reference) < 1e-3
     wrapper(x)
     assert seen[-1] == torch.cuda.current_stream()
 
@@ -43,7 +43,7 @@ def test_a_network_may_switch_streams_around_its_taps(switches):
     loss_of(wrapper(x)).backward()
     torch.cuda.synchronize()
     loss_of(reference(x)).backward()
-    assert worst(wrapper, reference) < 1e-4
+    assert worst(wrapper, reference) < 1e-3
 
 
 @needs_two

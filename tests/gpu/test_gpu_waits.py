@@ -11,7 +11,7 @@ from helpers import loss_of
 
 from auxnas_layers import MTLNAS, Alignment, AuxG, AuxNAS, AuxNASWrapper, FixedArchitecture
 
-pytestmark = [needs_cuda, pytest.mark.filterwarnings("ignore:evaluated with")]
+pytestmark = [needs_cuda, pytest.mark.filterwarnings("ignore:evaluated with", "ignore:Synchronization debug")]
 OPEN, SETTLED, LATE = AuxNAS(aux_to_primary_start=0.5), AuxNAS(), 0.9
 PRIMARY, BOTH, MEASURED = 12, 20, 7
 """Most waits of an export of the primary, of both networks, and of a measurement of `Alignment`."""
