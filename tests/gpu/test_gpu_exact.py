@@ -68,12 +68,17 @@ def test_gradients_are_those_of_a_loop_by_hand_on_the_cpu(kind, dtype, most):
 
 @kinds
 def test_gradients_under_autocast_are_near_those_without(kind):
-    wrapper = wrap(nets(kind), images(4))
+    both = nets(kind)
+    wrapper, dtypes = wrap(both, images(4)), []
     plain = copy.deepcopy(wrapper)
     loss_of(plain(images(4))).backward()
+    for net in both:
+        layer = net.blocks[1].conv if kind == "cnn" else net.blocks[1].qkv
+        layer.register_forward_hook(lambda _, args, output: dtypes.append(output.dtype))
     with cast(torch.bfloat16):
         out = wrapper(images(4))
     loss_of(out).backward()
+    assert dtypes == [torch.bfloat16] * 2  # in the auxiliary's thread, too
     found, wanted = (
         torch.cat([p.grad.flatten().double() for p in one.parameters() if p.grad is not None])
         for one in (wrapper, plain)
