@@ -42,7 +42,6 @@ def test_exported_networks_with_their_edges_are_exact(training, benchmark):
     assert all(a.equal(b) for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.xfail(strict=False, reason="ExportReport.noise is not there yet")
 def test_a_network_that_does_not_repeat_itself_is_exported_and_its_noise_is_reported():
     torch.manual_seed(0)
     both = [Scatter().to(DEVICE) for _ in range(2)]
