@@ -1,6 +1,6 @@
 """Running the networks of one forward pass: in lock-step, or one after the other if the primary receives nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -8,9 +8,11 @@ from torch import Tensor
 from auxnas_layers._engine.lockstep import run_lockstep
 from auxnas_layers._engine.taps import Branch, Exchange, PrimaryVisits, tapped
 from auxnas_layers._engine.workers import WorkerPool
+from auxnas_layers._torch.graphs import is_capturing, one_step
 from auxnas_layers._torch.state import CallState, is_tracing, is_transforming
 from auxnas_layers.errors import ExportError, LayoutError
 from auxnas_layers.features.taps import Layer
+from auxnas_layers.search.gates import Gate
 
 
 def run(
@@ -31,9 +33,10 @@ def run(
     Raises:
         TapError: If a tap is not reached exactly once and in order, or returns no feature.
     """
-    if lockstep:
-        return run_lockstep(primary, auxes, exchange, workers)
-    return _run_sequential(primary, auxes, exchange)
+    with one_step():
+        if lockstep:
+            return run_lockstep(primary, auxes, exchange, workers)
+        return _run_sequential(primary, auxes, exchange)
 
 
 def _run_sequential(primary: Branch, auxes: Mapping[str, Branch], exchange: Exchange) -> tuple[Any, dict[str, Any]]:
@@ -89,4 +92,23 @@ def refuse_tracing() -> None:
         raise ExportError(
             "joined networks cannot be traced or exported; export what wrapper.export_primary() returns, or record one "
             "forward of what export_multitask() returns by torch.fx.experimental.proxy_tensor.make_fx"
+        )
+
+
+def refuse_capture(sized: bool, gates: Iterable[Gate]) -> None:
+    """Refuse to run where numbers must be read from a device that can be asked for none.
+
+    Args:
+        sized: Whether the edges have their sizes.
+        gates: All gates, whose values the host knows if they are settled.
+
+    Raises:
+        ExportError: In the capture of a CUDA graph, if sizes or values are missing.
+    """
+    if is_capturing() and not (sized and all(gate.settled() is not None for gate in gates)):
+        found = "some still move, or may have been changed elsewhere" if sized else "there was no forward yet"
+        raise ExportError(
+            "a CUDA graph records which edges are open, so every gate must be closed, kept or fixed, and known from a "
+            f"forward before the capture; {found}. Call wrapper(...) once before, capture after "
+            "wrapper.close_aux_to_primary_() or wrapper.discretize_(), or capture blocks of the networks"
         )

@@ -155,7 +155,8 @@ class _Taps:
             path, feature = find_feature(output, point.select)
         except TapError as error:
             raise TapError(f"{self.role} tap {point.name!r} {error}") from None
-        fused: Tensor | None = self.reach(Layer(self.role, point.name), feature)
+        layer = Layer(self.role, point.name)
+        fused: Tensor | None = self.state.streams.meet(feature, lambda own: self.reach(layer, own))
         if fused is feature:
             fused = None
         try:

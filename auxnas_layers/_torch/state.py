@@ -5,18 +5,19 @@ tests/house pins every private name, so a new torch that moves one fails there, 
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, overrides
 from torch.utils import _python_dispatch as dispatch
 
+from auxnas_layers._torch.graphs import graph_trees, sharing
+from auxnas_layers._torch.streams import Streams, device_types
+
 _c: Any = torch._C
 _autograd: Any = torch._C._autograd
 _functorch: Any = torch._C._functorch
 _overrides: Any = overrides
-_accelerator: Any = torch.accelerator
 
 
 def version(tensor: Tensor) -> int:
@@ -77,33 +78,18 @@ def dispatch_modes() -> list[Any]:
     return modes
 
 
-@lru_cache(1)
-def _device_types() -> tuple[str, ...]:
-    """The kinds of devices here, each with an autocast state of its own."""
-    accelerator = _accelerator.current_accelerator(check_available=True)
-    return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
-
-
-def accelerator_devices() -> list[int]:
-    """Numbers of all devices whose random generators may be in use: none before the accelerator is initialised."""
-    if len(_device_types()) == 1:
-        return []
-    module = torch.get_device_module(_device_types()[1])
-    has_begun = getattr(module, "is_initialized", lambda: True)
-    return list(range(_accelerator.device_count())) if has_begun() else []
-
-
 class CallState:
-    """The thread-local state of torch at a call: gradients, autocast, modes, hooks, torch.func, device and streams."""
+    """The thread-local state of torch at a call: gradients, autocast, modes, hooks, torch.func, streams, graphs."""
 
     def __init__(self) -> None:
         self.grad, self.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        self.autocast = [_autocast_state(device) for device in _device_types()]
+        self.autocast = [_autocast_state(device) for device in device_types()]
         self.function_modes = _overrides._get_current_function_mode_stack()
         self.dispatch_modes = dispatch_modes()
         self.saved_hooks = saved_tensor_hooks()
         self.transforms = _transforms()
-        self.streams = _streams()
+        self.streams = Streams()
+        self.graphs = graph_trees()
         self.threads = torch.get_num_threads()
 
     @contextmanager
@@ -112,7 +98,8 @@ class CallState:
         with ExitStack() as stack:
             if torch.get_num_threads() != self.threads:  # OpenMP keeps its own number in each thread
                 torch.set_num_threads(self.threads)
-            _set_streams(self.streams)
+            self.streams.set_()
+            stack.enter_context(sharing(self.graphs))
             for layer in reversed(self.transforms):
                 _functorch.push_dynamic_layer_stack(layer)
                 stack.callback(_functorch.pop_dynamic_layer_stack)
@@ -150,7 +137,7 @@ def thread_state() -> ThreadState:
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
-        [_autocast_state(device) for device in _device_types()],
+        [_autocast_state(device) for device in device_types()],
         _overrides._get_current_function_mode_stack(),
         dispatch_modes(),
         saved_tensor_hooks(),
@@ -183,22 +170,3 @@ def _transforms() -> list[Any]:
     for layer in reversed(layers):
         _functorch.push_dynamic_layer_stack(layer)
     return layers
-
-
-def _streams() -> tuple[int, list[Any]] | None:
-    """The current device, and the current stream of every device."""
-    devices = accelerator_devices()
-    if not devices or not hasattr(torch.get_device_module(_device_types()[1]), "current_stream"):
-        return None
-    return _accelerator.current_device_index(), [_accelerator.current_stream(device) for device in devices]
-
-
-def _set_streams(wanted: tuple[int, list[Any]] | None) -> None:
-    """Set the streams that differ here: setting one makes a context on its device, which costs memory there."""
-    if wanted is None:
-        return
-    device, streams = wanted
-    for number, stream in enumerate(streams):
-        if _accelerator.current_stream(number) != stream:
-            _accelerator.set_stream(stream)
-    _accelerator.set_device_index(device)  # last, since setting a stream moves the current device

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from auxnas_layers._torch.compiled import eager
-from auxnas_layers._torch.state import accelerator_devices, version
+from auxnas_layers._torch.state import version
+from auxnas_layers._torch.streams import accelerator_devices
 from auxnas_layers.features.attributes import kept_attributes
 
 _OWN_CALL: ContextVar[bool] = ContextVar("own_call", default=False)

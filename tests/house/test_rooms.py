@@ -16,7 +16,7 @@ from auxnas_layers import AuxNASWrapper
 
 PACKAGE = ROOT / "auxnas_layers"
 PACKAGES = {
-    "_torch": ["hooks", "operands", "compiled", "state"],
+    "_torch": ["hooks", "operands", "compiled", "graphs", "streams", "state"],
     "features": [
         "layouts",
         "align",
@@ -163,6 +163,36 @@ def test_private_names_of_torch_that_the_engine_uses_are_what_it_takes_them_for(
     for name in ("_pop_saved_tensors_default_hooks", "_push_saved_tensors_default_hooks"):
         assert callable(getattr(torch._C._autograd, name)), name
     assert checkpoint.CheckpointFunction in torch.autograd.Function.__subclasses__()
+
+
+def test_private_names_of_recorded_cuda_graphs_are_what_the_engine_takes_them_for():
+    from torch._inductor import cudagraph_trees as trees
+
+    kept = trees.get_obj(trees.local, "tree_manager_containers")
+    trees.get_obj(trees.local, "tree_manager_locks")
+    assert trees.local.tree_manager_containers is kept and torch._C._is_key_in_tls("tree_manager_containers")
+    manager, trees.MarkStepBox.mark_step_counter = object.__new__(trees.CUDAGraphTreeManager), 7
+    try:
+        manager.running_forwards_with_pending_backwards = True
+        manager.update_generation()
+        assert manager.current_gen == 7 and not manager.can_start_new_generation()
+        torch.compiler.cudagraph_mark_step_begin()
+        assert trees.MarkStepBox.mark_step_counter == 6 and manager.can_start_new_generation()
+        trees.MarkStepBox.mark_step_counter = 0
+        assert not manager.can_start_new_generation()
+        manager.running_forwards_with_pending_backwards = False
+        assert manager.can_start_new_generation()
+    finally:
+        trees.MarkStepBox.mark_step_counter = 0
+    assert trees.TreeManagerContainer(0).tree_manager is None
+    if hasattr(torch._C, "_remove_obj_from_tls"):
+        counted = {}
+        before = sys.getrefcount(counted)
+        torch._C._stash_obj_in_tls("counted", counted)
+        same = torch._C._get_obj_in_tls("counted") is counted
+        torch._C._remove_obj_from_tls("counted")
+        after = sys.getrefcount(counted)
+        assert same and after == before and not torch._C._is_key_in_tls("counted")
 
 
 def test_every_public_name_is_exported_and_documented():

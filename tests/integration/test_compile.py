@@ -167,3 +167,29 @@ def test_one_graph_of_a_tapped_block_is_refused_and_of_one_between_taps_is_not(w
     with pytest.raises(torch._dynamo.exc.Unsupported, match="disable"):
         wrapper(X)
     assert not workers()
+
+
+@pytest.mark.parametrize("way", ["mtl-nas", pytest.param("aux-g", marks=pytest.mark.slow)])
+@ignores_dynamos_look_at_grad
+def test_both_networks_of_a_compiled_step_run_under_the_same_compiler(way, compiler):
+    """Which compiler a thread runs is a state of that thread; its settings are those of the whole program."""
+    from torch._C._dynamo.eval_frame import get_eval_frame_callback
+
+    found = {}
+
+    class Looks(Mlp):
+        def __init__(self, role):
+            super().__init__()
+            self.role = role
+
+        def forward(self, x):
+            now = get_eval_frame_callback(), torch._dynamo.config.cache_size_limit
+            found.setdefault(self.role, []).append(now)
+            return super().forward(x)
+
+    wrapper = wrap(way, Looks("primary"), Looks("aux"))
+    found.clear()
+    with torch._dynamo.config.patch(cache_size_limit=3):
+        torch.compile(lambda x: loss_of(wrapper(x)), backend="eager")(X).backward()
+    loss_of(run(wrapper)).backward()
+    assert found["primary"] == found["aux"] and found["aux"][0][1] == 3 != found["aux"][1][1]

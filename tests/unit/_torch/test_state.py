@@ -11,8 +11,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from auxnas_layers._torch import state
-
 # State that a network sets around a tap
 
 
@@ -138,40 +136,3 @@ def test_blocks_compiled_before_or_after_wrapping_keep_their_taps():
     wrapper.primary_net.b.compile(backend="eager")
     wrapper.aux_net.b.compile(backend="eager")
     assert_same(wrapper(X), expected)
-
-
-class Gpus:
-    """Two GPUs, each with a current stream in every thread."""
-
-    def __init__(self):
-        self.device, self.streams, self.calls = 1, ["default of 0", "the user's of 1"], []
-
-    def device_count(self):
-        return 2
-
-    def current_device_index(self):
-        return self.device
-
-    def current_stream(self, number):
-        return self.streams[number]
-
-    def set_stream(self, stream):
-        self.calls.append(stream)
-
-    def set_device_index(self, number):
-        self.calls.append(number)
-
-
-def test_streams_are_set_only_where_they_differ(monkeypatch):
-    """Setting one makes a context on its GPU, which takes memory there for each process."""
-    gpus = Gpus()
-    monkeypatch.setattr(state, "_accelerator", gpus)
-    monkeypatch.setattr(state, "_device_types", lambda: ("cpu", "cuda"))
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    assert state.accelerator_devices() == [] and state._streams() is None
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    found = state._streams()
-    assert state.accelerator_devices() == [0, 1] and found == (1, gpus.streams)
-    gpus.streams = ["default of 0", "default of 1"]  # as in another thread
-    state._set_streams(found)
-    assert gpus.calls == ["the user's of 1", 1]
