@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from auxnas_layers._engine.joint import JoinedNets
 from auxnas_layers._torch.compiled import uncompiled
+from auxnas_layers._torch.graphs import is_capturing
 from auxnas_layers._torch.state import is_transforming
 from auxnas_layers.errors import SearchError
 from auxnas_layers.export.report import check_closed
@@ -44,7 +45,7 @@ class SearchedNets(JoinedNets):
             Scalar tensor, in units of the loss; with several auxiliaries the sum over all.
 
         Raises:
-            SearchError: If progress is not in [0, 1].
+            SearchError: If progress is not in [0, 1], or a CUDA graph is being captured.
         """
         penalty: Tensor = uncompiled(SearchedNets._advance)(self, progress)
         return penalty
@@ -56,6 +57,11 @@ class SearchedNets(JoinedNets):
 
     def _advance(self, progress: float) -> Tensor:
         progress = check_progress(progress)
+        if is_capturing():
+            raise SearchError(
+                f"a CUDA graph would repeat search_penalty({progress:.4g}) in every step, whatever the progress is by "
+                "then; call it outside the capture, and capture the forward pass"
+            )
         self._watch.advanced(progress)
         return self.gates.advance_(progress, self._searches())
 
@@ -72,7 +78,7 @@ class SearchedNets(JoinedNets):
             searches = self._searches()
             self._watch.evaluated([edge for edge in inward if isinstance(searches[edge.direction.aux], AuxNAS)])
             return
-        if not torch.is_grad_enabled() or is_transforming():
+        if not torch.is_grad_enabled() or is_transforming() or is_capturing():
             return
         self._watch.stepped(lambda: {"the auxiliaries": self.aux_parameters(), "the edges": self.fusion_parameters()})
         if any(self.gates.is_searching(edge.direction) for edge in inward):

@@ -12,7 +12,7 @@ from typing_extensions import Self, override
 
 from auxnas_layers._engine.exchange import FeatureExchange
 from auxnas_layers._engine.groups import ParameterGroups
-from auxnas_layers._engine.run import refuse_tracing, refuse_transforms, run
+from auxnas_layers._engine.run import refuse_capture, refuse_tracing, refuse_transforms, run
 from auxnas_layers._engine.saving import TapsInState
 from auxnas_layers._engine.survey import survey
 from auxnas_layers._engine.taps import Branch
@@ -132,7 +132,7 @@ class JoinedNets(ParameterGroups, TapsInState, TrainerModel):
             aux_inputs: The auxiliary's own arguments: a tuple or `Inputs`; with several a mapping by name.
 
         Raises:
-            ExportError: Under torch.export or torch.jit.trace.
+            ExportError: Under torch.export or torch.jit.trace, or in the capture of a CUDA graph while gates move.
             TapError: If a tap is not reached exactly once and in order, or returns no feature.
             LayoutError: If features cannot be aligned.
             SearchError: If a gate is NaN, or `aux_inputs` names an unknown auxiliary.
@@ -142,6 +142,7 @@ class JoinedNets(ParameterGroups, TapsInState, TrainerModel):
         return output
 
     def _run(self, inputs: Mapping[str, Inputs]) -> AuxNASOutput:
+        refuse_capture(self._layers is not None, self.gates.by_direction().values())
         gates = self.gates.now()
         self._note_forward(gates)
         return self._run_with(inputs, gates)
