@@ -82,7 +82,7 @@ class MixedBatchSampler(Sampler[list[int]]):
 
     @override
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = torch.Generator("cpu").manual_seed(self.seed + self.epoch)
         self.epoch += 1
         streams = [(_passes(pool, generator), count) for pool, count in self._pools]
         for turn in range(len(self) * self.num_replicas):
@@ -92,7 +92,7 @@ class MixedBatchSampler(Sampler[list[int]]):
 
 
 def _pool(name: str, numbers: Sequence[int] | Tensor) -> Tensor:
-    pool = torch.as_tensor(numbers if isinstance(numbers, Tensor) else list(numbers)).cpu()
+    pool = torch.as_tensor(numbers if isinstance(numbers, Tensor) else list(numbers), device="cpu")
     if not pool.numel():
         raise LabelError(f"{name} holds no sample; without two pools take a plain DataLoader")
     if pool.dim() != 1 or pool.is_floating_point() or pool.dtype == torch.bool:
@@ -106,7 +106,7 @@ def _pool(name: str, numbers: Sequence[int] | Tensor) -> Tensor:
 def _passes(pool: Tensor, generator: torch.Generator) -> Iterator[int]:
     """The numbers of a pool without end, in a new order at each pass."""
     while True:
-        yield from pool[torch.randperm(len(pool), generator=generator)].tolist()
+        yield from pool[torch.randperm(len(pool), generator=generator, device="cpu")].tolist()
 
 
 class PairedLoaders(Generic[First, Second]):

@@ -100,7 +100,7 @@ def _is_ignored(net: nn.Module, inputs: Inputs, point: Point, training: bool) ->
         return feature
 
     def noise(_: Point, __: Any, ___: Path, feature: Tensor) -> Tensor:
-        random = torch.rand(feature.shape, generator=torch.Generator().manual_seed(0)).to(feature)
+        random = torch.rand(feature.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(feature)
         return feature * random + random
 
     try:

@@ -148,7 +148,7 @@ def _moved(inputs: Inputs, old_device: torch.device, old_dtype: torch.dtype, net
 def _device_and_dtype(net: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Those of a network's parameters."""
     found = floating_parameter(net)
-    found = torch.empty(0) if found is None else found
+    found = torch.empty(0, device="cpu") if found is None else found
     return found.device, found.dtype
 
 
