@@ -3,12 +3,12 @@
 A model, whatever its kind, maps inputs to ``(primary output, {auxiliary: output})`` while it is trained.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from problem import Problem
+from problem import Batch, Problem
 from study import Side
 from torch import Tensor, nn
 from torchjd.aggregation import Aggregator, PCGrad, UPGrad
@@ -59,6 +59,17 @@ class Method:
         """Groups of parameters of the weight optimiser."""
         joined = isinstance(model, AuxNASWrapper)
         return [{"params": list(model.weight_parameters() if joined else model.parameters())}]
+
+    def taking_part(self, auxes: Sequence[str], step: int, progress: float) -> Sequence[str]:
+        """The auxiliaries that a step trains, of those that go on."""
+        return auxes
+
+    def thinned(self, batch: Batch, labelled: int, progress: float) -> Batch:
+        """The samples of a batch that a step takes; so many, the first ones, carry the primary label."""
+        return batch
+
+    def freeze_(self, model: nn.Module, progress: float) -> None:
+        """Freeze what is no longer trained."""
 
     def backward(self, model: nn.Module, losses: Losses) -> None:
         """Gradients of a weight step."""

@@ -6,6 +6,7 @@ from itertools import groupby
 from math import isnan
 from typing import Any
 
+from cheaper import CHEAPER
 from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, PRETRAINED, SHARED, SHARED_STOPPED, SINGLE
 from problems import PROBLEMS
 from runs import Run
@@ -185,6 +186,12 @@ def luck_cells() -> list[Cell]:
     return cells + [replace(cell, place=1) for cell in cells if cell.method == SINGLE or cell.problem in DIFFER]
 
 
+def price_cells() -> list[Cell]:
+    """Ours with cheaper steps, under the settings of ours, beside the ways that are cheaper anyway."""
+    beside = [Cell(problem, name, FEW) for problem in MAIN for name in (SINGLE, OURS, LIGHT, SHARED)]
+    return beside + [Cell(problem, name, FEW, Cell(problem, OURS, FEW)) for problem in MAIN for name in CHEAPER]
+
+
 STUDIES: dict[str, Callable[[], list[Cell]]] = {
     "main": main_cells,
     "few": few_cells,
@@ -193,4 +200,5 @@ STUDIES: dict[str, Callable[[], list[Cell]]] = {
     "harm": harm_cells,
     "rule": rule_cells,
     "luck": luck_cells,
+    "price": price_cells,
 }

@@ -1,14 +1,17 @@
 """The tables of the studies, from the runs that are there."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import inf
-from statistics import mean
+from statistics import mean, median
+from typing import Any
 
+from cheaper import EVERY_STEP
 from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, PRETRAINED, SHARED, SINGLE
 from problems import PROBLEMS
 from studies import CONTROLLED, Cell, Found
-from study import interval
+from study import RESULTS, interval
 from training import Regime
 from variants import ABLATIONS, UNSTOPPED
 
@@ -16,6 +19,9 @@ from auxnas_layers.verdict import is_aligned, is_learned
 
 Errors = Mapping[int, float]
 """Error by seed."""
+Costs = Mapping[str, Mapping[str, Any]]
+"""For each way FLOPs of a step, forward and backward, and its CPU seconds in each of several rounds."""
+PRICES = RESULTS / "price.json"
 BASES = SINGLE, SHARED, OURS
 WAYS = {
     OURS: "ours",
@@ -220,6 +226,33 @@ def rule_table(cells: list[Cell], found: Found) -> None:
     show(head, (line for line in lines if line[3]), caption)
 
 
+def price_table(cells: list[Cell], found: Found) -> None:
+    """For each problem, error and cost of every way; runs of one machine are compared with ours on it."""
+    costs: Costs = json.loads(PRICES.read_text())
+    for problem in dict.fromkeys(cell.problem for cell in cells):
+        errors = {cell.method: cell.errors(found) for cell in cells if cell.problem == problem}
+        lines = []
+        for name, values in errors.items():
+            seeds = values.keys() & errors[SINGLE].keys()
+            if len(seeds) < 2:
+                continue
+            share = 100 * mean(values[s] for s in seeds) / mean(errors[SINGLE][s] for s in seeds)
+            base = errors[OURS if name in (*METHODS, EVERY_STEP) else EVERY_STEP]
+            gain = against(values, base, percent=True)
+            lines.append((name, f"{share:.1f} %, {len(seeds)} seeds", gain, *price_of(name, costs)))
+        head = "", "error, of that of single-task", "minus ours", "FLOPs of a step", "CPU time of a step"
+        show(head, lines, f"{problem}: error and cost of a step over those of single-task")
+
+
+def price_of(name: str, costs: Costs) -> tuple[str, str]:
+    """FLOPs and CPU time of a step over those of the network alone; of time the median over rounds."""
+    own, alone = costs.get(name), costs[SINGLE]
+    if not own:
+        return "", ""
+    times = [a / b for a, b in zip(own["seconds"], alone["seconds"], strict=True)]
+    return f"{own['flops'] / alone['flops']:.2f}x", f"{median(times):.2f}x"
+
+
 def count_unlearned(found: Found, control: str) -> str:
     """How many auxiliaries of a control the stop rule takes for such as are not learned."""
     shares = [
@@ -245,4 +278,5 @@ TABLES: dict[str, Callable[[list[Cell], Found], None]] = {
     "harm": harm_table,
     "rule": rule_table,
     "luck": luck_table,
+    "price": price_table,
 }

@@ -110,9 +110,10 @@ def fit(
         stream = batches(problem, train, first, regime, method.halves, seed)
         for step in range(phase * cycle, (phase + 1) * cycle):
             progress = step / steps
-            auxes = auxes_at(progress, problem, method, watch)
+            auxes = method.taking_part(auxes_at(progress, problem, method, watch), step, progress)
+            method.freeze_(model, progress)
             losses_on = partial(losses_of, problem, model, auxes, progress, factor)
-            batch = next(stream)
+            batch = method.thinned(next(stream), problem.batch, progress)
             if method.halves:
                 for_gates, batch = batch, next(stream)
             if method.halves and auxes:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from cheaper import CHEAPER
 from methods import LIGHT, METHODS, NEVER_STOPPED, OURS, STOP_RULE, LookAhead, Method, PaperSearch
 
 from auxnas_layers import AuxG, AuxNAS
@@ -48,4 +49,4 @@ ABLATIONS: dict[str, dict[str, Method]] = {
     },
 }
 """By what they change; `OURS` belongs to each group."""
-VARIANTS = METHODS | {name: method for group in ABLATIONS.values() for name, method in group.items()}
+VARIANTS = METHODS | CHEAPER | {name: method for group in ABLATIONS.values() for name, method in group.items()}
