@@ -40,6 +40,8 @@ class Cost:
 class CostReport:
     """What the networks cost alone, and what the wrapper costs with its open edges; prints as a table.
 
+    Its last line is the price of a training step. Forward and backward are taken to have the same ratio.
+
     Args:
         primary: The primary network alone, which is the deployed network.
         auxiliary: All auxiliary networks alone.
@@ -50,9 +52,23 @@ class CostReport:
     auxiliary: Cost
     training: Cost
 
+    @property
+    def edges(self) -> int | None:
+        """FLOPs of the open edges in one forward pass; None if they are unknown."""
+        alone = self.primary.flops, self.auxiliary.flops
+        if self.training.flops is None or alone[0] is None or alone[1] is None:
+            return None
+        return self.training.flops - alone[0] - alone[1]
+
     @override
     def __str__(self) -> str:
-        return cost_table({"primary": self.primary, "auxiliary": self.auxiliary, "training graph": self.training})
+        table = cost_table({"primary": self.primary, "auxiliary": self.auxiliary, "training graph": self.training})
+        if self.edges is None or not self.primary.flops:
+            return table
+        parts = self.training.flops, self.auxiliary.flops, self.edges
+        total, aux, edges = (f"{(flops or 0) / self.primary.flops:.2f}" for flops in parts)
+        price = f"a training step costs {total} times the primary's FLOPs: auxiliary {aux}, open edges {edges}"
+        return f"{table}\n{price}"
 
 
 def cost_table(rows: dict[str, Cost]) -> str:

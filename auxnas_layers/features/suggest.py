@@ -21,19 +21,35 @@ class TapList(list[TapLike]):
 
     Args:
         taps: The taps.
-        relative_flops: FLOPs of a forward pass in training, with all edges, over those of both networks alone; printed
-            as a comment. None if they are unknown.
+        primary_flops: FLOPs of a forward pass of the primary alone. None if they are unknown, and so below.
+        aux_flops: Those of the auxiliary alone.
+        edge_flops: Those of all edges. With the others they are printed as a comment.
         search: Name of the search with these edges.
 
-    >>> print(TapList(["layer1"], relative_flops=1.304))
-    ['layer1']  # in training 1.30 times the FLOPs of both networks (AuxNAS, reach 3)
+    >>> print(TapList(["layer1"], primary_flops=100, aux_flops=100, edge_flops=61))
+    ['layer1']  # a training step costs 2.61 times the primary's FLOPs, of which edges 0.61 (AuxNAS, reach 3)
     """
 
     def __init__(
-        self, taps: Iterable[TapLike] = (), *, relative_flops: float | None = None, search: str = "AuxNAS"
+        self,
+        taps: Iterable[TapLike] = (),
+        *,
+        primary_flops: int | None = None,
+        aux_flops: int | None = None,
+        edge_flops: int | None = None,
+        search: str = "AuxNAS",
     ) -> None:
         super().__init__(taps)
-        self.relative_flops, self.search = relative_flops, search
+        self.primary_flops, self.aux_flops, self.edge_flops = primary_flops, aux_flops, edge_flops
+        self.search = search
+
+    @property
+    def relative_flops(self) -> float | None:
+        """FLOPs of a forward pass in training, with all edges, over those of both networks alone; None if unknown."""
+        alone = (self.primary_flops or 0) + (self.aux_flops or 0)
+        if self.primary_flops is None or self.aux_flops is None or self.edge_flops is None or not alone:
+            return None
+        return (alone + self.edge_flops) / alone
 
     @override
     def __repr__(self) -> str:
@@ -41,10 +57,12 @@ class TapList(list[TapLike]):
 
     @override
     def __str__(self) -> str:
-        if self.relative_flops is None:
+        if self.relative_flops is None or not self.primary_flops:
             return repr(self)
-        times = f"{self.relative_flops:.2f} times the FLOPs of both networks"
-        return f"{self!r}  # in training {times} ({self.search}, reach {REACH})"
+        edges = (self.edge_flops or 0) / self.primary_flops
+        total = 1 + (self.aux_flops or 0) / self.primary_flops + edges
+        price = f"a training step costs {total:.2f} times the primary's FLOPs, of which edges {edges:.2f}"
+        return f"{self!r}  # {price} ({self.search}, reach {REACH})"
 
 
 def _typed(tap: TapLike) -> str:
@@ -81,15 +99,18 @@ def suggest_taps(
     >>> import torch
     >>> nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, n)) for n in (1, 3)]
     >>> print(suggest_taps(*nets, torch.ones(2, 4)))
-    ['1', '3']  # in training 2.71 times the FLOPs of both networks (AuxNAS, reach 3)
+    ['1', '3']  # a training step costs 5.85 times the primary's FLOPs, of which edges 3.69 (AuxNAS, reach 3)
     """
     call = as_call(example_inputs, example_kwargs)
     own = call if aux_inputs is None else as_inputs(aux_inputs)
     pairs, inward = _pairs(_recorded(PRIMARY, primary_net, call), _recorded("aux", aux_net, own))
-    alone = _flops((primary_net, call), (aux_net, own))
-    edges = edge_flops([(a.info, b.info) for a, b in pairs], inward=inward)
-    ratio = (alone + edges) / alone if alone else None
-    return TapList((_as_tap(a, b) for a, b in pairs), relative_flops=ratio, search="AuxNAS" if inward else "AuxG")
+    return TapList(
+        (_as_tap(a, b) for a, b in pairs),
+        primary_flops=_flops(primary_net, call),
+        aux_flops=_flops(aux_net, own),
+        edge_flops=edge_flops([(a.info, b.info) for a, b in pairs], inward=inward),
+        search="AuxNAS" if inward else "AuxG",
+    )
 
 
 def _recorded(role: str, net: nn.Module, call: Inputs) -> Part:
@@ -114,10 +135,10 @@ def _pairs(primary: Part, aux: Part) -> tuple[list[tuple[Part, Part]], bool]:
     return _by_depth(choose(primary), choose(aux)), True
 
 
-def _flops(*calls: tuple[nn.Module, Inputs]) -> int | None:
-    """FLOPs of several networks together; None if they cannot be counted."""
+def _flops(net: nn.Module, call: Inputs) -> int | None:
+    """FLOPs of a forward pass; None if they cannot be counted."""
     try:
-        return sum(count_flops(net, call) for net, call in calls)
+        return count_flops(net, call)
     except Exception:  # a network that runs may still refuse to run under torch's counter
         return None
 

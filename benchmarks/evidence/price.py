@@ -5,6 +5,7 @@ python benchmarks/evidence/price.py --table  # prints the table of what is in do
 python benchmarks/evidence/run.py price      # the errors, with these costs beside them
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -24,12 +25,12 @@ ROUNDS, STEPS = 7, 61  # the first 60 are measured
 WAYS = (SINGLE, OURS, LIGHT, SHARED, *CHEAPER)
 
 
-def measure(rounds: int, steps: int, fast: bool = False) -> Costs:
+def measure(rounds: int, steps: int, fast: bool = False, ways: Sequence[str] = WAYS) -> Costs:
     """Short training runs, in which edges close as in long ones; ways take turns, and the first round warms up."""
     torch.set_num_threads(1)
     train = load(MAIN[0], fast)["train"]
-    methods = {name: unstopped(VARIANTS[name]) for name in WAYS}
-    times: dict[str, list[float]] = {name: [] for name in WAYS}
+    methods = {name: unstopped(VARIANTS[name]) for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(1 + rounds):
         for name, method in methods.items():
             times[name].append(seconds(method, train, steps))

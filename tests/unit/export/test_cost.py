@@ -11,7 +11,7 @@ from zoo import Cnn
 
 from auxnas_layers import AuxNASWrapper, Inputs
 from auxnas_layers.errors import AuxNASWarning
-from auxnas_layers.export.cost import measure
+from auxnas_layers.export.cost import Cost, CostReport, measure
 
 RECURRENT = [nn.LSTM, nn.GRU, nn.RNN]
 OPTIONS = [{}, {"batch_first": True}, {"bias": False}, {"bidirectional": True, "num_layers": 2}]
@@ -58,6 +58,25 @@ def test_the_training_graph_is_counted_with_all_its_edges():
         wrapper(IMAGES)
     edges = 2 * 2 * 4 * (6 * 6 * 64 + 12 * 6 * 16 + 12 * 12 * 16)  # both ways, multiply and add, 4 images
     assert cost.training.flops == counter.get_total_flops() + edges
+
+
+def test_a_cost_says_what_a_training_step_costs_and_how_much_of_it_the_edges():
+    report = CostReport(Cost(3, 100), Cost(4, 130), Cost(9, 300))
+    assert report.edges == 70
+    price = "a training step costs 3.00 times the primary's FLOPs: auxiliary 1.30, open edges 0.70"
+    assert str(report).splitlines()[-1] == price
+    wrapper = AuxNASWrapper(Cnn(), Cnn(), ["layer1"], example_inputs=IMAGES)
+    assert wrapper.cost(IMAGES).edges > 0
+    for gate in wrapper.gates.values():
+        gate.set_([0.0])
+    assert wrapper.cost(IMAGES).edges == 0
+    assert str(wrapper.cost(IMAGES)).endswith("open edges 0.00")
+
+
+@pytest.mark.parametrize("unknown", [(None, 1, 2), (1, None, 2), (1, 1, None), (0, 0, 0)])
+def test_where_flops_are_unknown_a_cost_says_nothing_of_a_step(unknown):
+    report = CostReport(*(Cost(1, flops) for flops in unknown))
+    assert "step" not in str(report) and report.edges in (None, 0)
 
 
 class Three(nn.Sequential):

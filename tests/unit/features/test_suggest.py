@@ -611,8 +611,9 @@ def test_what_the_suggested_taps_cost_is_what_the_wrapper_costs(aux):
     taps = suggest_taps(*nets, IMAGES)
     cost = AuxNASWrapper(*nets, taps, example_inputs=IMAGES).cost()
     assert taps.relative_flops == cost.training.flops / (cost.primary.flops + cost.auxiliary.flops) > 1
-    times = f"{taps.relative_flops:.2f}"
-    assert str(taps) == f"{taps!r}  # in training {times} times the FLOPs of both networks (AuxNAS, reach 3)"
+    total, edges = (flops / cost.primary.flops for flops in (cost.training.flops, cost.edges))
+    price = f"a training step costs {total:.2f} times the primary's FLOPs, of which edges {edges:.2f}"
+    assert str(taps) == f"{taps!r}  # {price} (AuxNAS, reach 3)"
     assert eval(str(taps)) == taps
 
 
@@ -622,7 +623,8 @@ def test_what_listeners_cost_is_told_for_aux_g():
     taps = suggest_taps(*nets, IMAGES)
     cost = AuxNASWrapper(*nets, taps, search=AuxG(), example_inputs=IMAGES).cost()
     assert taps.relative_flops == cost.training.flops / (cost.primary.flops + cost.auxiliary.flops) > 1
-    assert str(taps).endswith("times the FLOPs of both networks (AuxG, reach 3)")
+    total, edges = (flops / cost.primary.flops for flops in (cost.training.flops, cost.edges))
+    assert str(taps).endswith(f"{total:.2f} times the primary's FLOPs, of which edges {edges:.2f} (AuxG, reach 3)")
 
 
 class Uncountable(Stages):
@@ -645,9 +647,9 @@ class Silent(nn.Module):
         return self.b(self.a(x)) * 2
 
 
-@pytest.mark.parametrize("net", [Uncountable, Silent])
-def test_where_flops_cannot_be_counted_nothing_is_said_of_them(net):
-    taps = suggest_taps(net(), net(), IMAGES)
+@pytest.mark.parametrize("nets", [(Uncountable, Stages), (Stages, Uncountable), (Silent, Silent)])
+def test_where_flops_cannot_be_counted_nothing_is_said_of_them(nets):
+    taps = suggest_taps(*(net() for net in nets), IMAGES)
     assert taps and taps.relative_flops is None and str(taps) == repr(taps)
 
 
