@@ -1,13 +1,14 @@
-"""What a loop can save in a training step: ours with an auxiliary that takes part in less of it."""
+"""What can be saved in a training step: an auxiliary that takes part in less of it, and edges of low rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from methods import STOP_RULE, Joined, Method
 from problem import Batch
 
-from auxnas_layers import AuxNAS
+from auxnas_layers import AuxNAS, CrossTaskFusion
 
 CLOSED = AuxNAS().close[1]  # progress at which edges into the primary have closed
 
@@ -45,6 +46,7 @@ class Cheaper(Joined):
 
 
 EVERY_STEP = "ours, again"
+RANKS = 4, 8, 16  # features have 16 to 64 channels
 CHEAPER: dict[str, Method] = {
     EVERY_STEP: Cheaper(**STOP_RULE),
     "every 2nd step": Cheaper(every=2, **STOP_RULE),
@@ -54,5 +56,6 @@ CHEAPER: dict[str, Method] = {
     "half as many other samples": Cheaper(others=1 / 2, **STOP_RULE),
     "a quarter as many other samples": Cheaper(others=1 / 4, **STOP_RULE),
     "backbone frozen once closed": Cheaper(freezes=True, after=CLOSED, **STOP_RULE),
+    **{f"edges of rank {r}": Cheaper(fusion=partial(CrossTaskFusion, rank=r), **STOP_RULE) for r in RANKS},
 }
-"""By how often and how much of the auxiliary is trained; the first one is ours, run on the machine of the others."""
+"""By what of the auxiliary and the edges is trained; the first is ours, run on the machine of the others."""

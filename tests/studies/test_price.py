@@ -84,7 +84,15 @@ def test_ours_again_is_ours(data):
 
 
 def test_the_price_is_measured_and_less_where_less_is_done():
-    ways = [SINGLE, OURS, LIGHT, "every 2nd step", "half as many other samples", "backbone frozen once closed"]
+    ways = [
+        SINGLE,
+        OURS,
+        LIGHT,
+        "every 2nd step",
+        "half as many other samples",
+        "backbone frozen once closed",
+        "edges of rank 4",
+    ]
     found = price.measure(rounds=1, steps=5, fast=True, ways=ways)
     flops = {name: of["flops"] / found[SINGLE]["flops"] for name, of in found.items()}
     assert list(flops) == ways and all(len(of["seconds"]) == 1 for of in found.values())
@@ -92,7 +100,7 @@ def test_the_price_is_measured_and_less_where_less_is_done():
     assert 4 < flops[OURS] < 5 and 2 < flops[LIGHT] < 3
     assert flops["every 2nd step"] == pytest.approx((flops[OURS] + 1) / 2, rel=0.1)
     assert flops["half as many other samples"] == pytest.approx(0.75 * flops[OURS], rel=0.01)
-    assert flops["backbone frozen once closed"] < flops[OURS]
+    assert flops["backbone frozen once closed"] < flops[OURS] and flops["edges of rank 4"] < flops[OURS]
     assert price_of("every 2nd step", found)[0] == f"{flops['every 2nd step']:.2f}x"
 
 
