@@ -25,6 +25,7 @@ test-gpu: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/gpu -q -rs $(ARGS)
 
 bench: $(VENV)/.models
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/steps.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/bench.py $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/parts.py $(ARGS)
 

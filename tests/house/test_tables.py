@@ -4,6 +4,7 @@ import pytest
 from helpers import ROOT
 
 SCRIPTS = [
+    ("benchmarks/speed/steps.py", "performance.md"),
     ("benchmarks/speed/bench.py", "performance.md"),
     ("benchmarks/speed/parts.py", "performance.md"),
     ("tests/models/table.py", "supported.md"),
