@@ -458,7 +458,7 @@ def test_numbers_of_labels_are_columns_and_what_has_not_run_is_empty(capsys):
 def test_every_path_of_a_study_runs(study, tmp_path):
     script = str(ROOT / "benchmarks" / "evidence" / "run.py")
     command = [sys.executable, script, study, "--fast", "--workers", "1"]
-    if study in ("labels", "main", "harm"):  # other problems are those of few
+    if study in ("labels", "main", "harm", "price"):  # other problems are those of few
         command += ["--problems", PROBLEM.name]
     elif study == "luck":
         command += ["--problems", *studies.DIFFER[:3]]  # shared backbones too; the fourth is costly
