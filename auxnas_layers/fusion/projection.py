@@ -99,7 +99,7 @@ def gate_weights(weights: Sequence[Tensor], gates: Sequence[float | Tensor]) -> 
 
 def _gate_together(weights: Sequence[Tensor], gates: Sequence[Tensor]) -> list[Tensor]:
     gated = torch.stack(list(gates)).view(-1, 1, 1) * torch.stack(list(weights))
-    return list(gated.to(product_dtype(gated, gated)).unbind())
+    return list(gated.to(product_dtype(weights[0], weights[0])).unbind())  # gates may be wider than the weights
 
 
 def product_dtype(source: Tensor, weight: Tensor) -> torch.dtype:

@@ -135,9 +135,13 @@ class Gate(nn.Module):
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move to another device or dtype; what the host knows stays known, also on the meta device."""
+        """Move to another device or dtype; what the host knows stays known, also on the meta device.
+
+        To no dtype below float32: in float16 the eps of Adam is 0, so that a gradient of 0 makes alpha NaN, and in
+        bfloat16 small steps from 1 are lost.
+        """
         known = self.settled()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(lambda tensor: _not_below_float32(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
         if known is not None:
             self.note_settled(torch.tensor(known, dtype=self.alpha.dtype, device="cpu").tolist())
         return self
@@ -197,6 +201,11 @@ class Gate(nn.Module):
             return f"{len(self.alpha)} edges"
         values = self.values()
         return f"{len(values)} edges, {sum(value > 0 for value in values)} open"
+
+
+def _not_below_float32(old: Tensor, new: Tensor) -> Tensor:
+    below = old.is_floating_point() and new.dtype != old.dtype and torch.finfo(new.dtype).bits < 32
+    return old.to(new.device, torch.float32) if below else new
 
 
 class ClampedGate(Gate):

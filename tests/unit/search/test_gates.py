@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from auxnas_layers import SearchError
+from auxnas_layers import AuxNAS, AuxNASWrapper, SearchError
 from auxnas_layers.search import ClampedGate, FixedGate, Gate, RelaxedBernoulliGate, SigmoidGate
 
 SEARCHED = [ClampedGate, SigmoidGate]
@@ -335,3 +335,38 @@ def test_decided_gates_are_exactly_0_or_1_and_stay_so(gate):
     gates.discretize_()
     gates.set_([0.25, 0.75, 0.5, 0.0])  # a hand may undo it
     assert gates.values() == pytest.approx([0.25, 0.75, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("gate", [ClampedGate, RelaxedBernoulliGate, FixedGate])
+def test_gates_go_to_no_dtype_below_float32(gate, dtype):
+    gates = gate(3, start=0.999)
+    gates.alpha.grad = torch.ones(3) if gates.searched else None
+    assert gates.to(dtype) is gates
+    wanted = torch.float64 if dtype is torch.float64 else torch.float32
+    assert {t.dtype for t in (*gates.parameters(), *gates.buffers()) if t.is_floating_point()} == {wanted}
+    assert gates.alpha.grad is None or gates.alpha.grad.dtype == wanted
+    assert gates.values() == pytest.approx([0.999] * 3, abs=1e-6) and gates.to("meta").to_empty(
+        device="cpu"
+    )().shape == (3,)
+    assert gates.half().double().alpha.dtype == torch.float64
+    assert gates.to("meta", dtype).to_empty(device="cpu").alpha.dtype == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_wrapper_in_half_precision_trains_its_gates_by_adam(dtype):
+    """Edges start at zero, so the first gradient of their gates is 0, by which Adam divides 0 + eps in float16."""
+    nets = [nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)) for _ in range(2)]
+    x = torch.randn(3, 4, dtype=dtype)
+    wrapper = AuxNASWrapper(*nets, ["0"], search=AuxNAS(aux_to_primary_start=0.5), example_inputs=x.float()).to(dtype)
+    weights = torch.optim.SGD(wrapper.weight_parameters(), lr=1e-2)
+    gates = torch.optim.Adam(wrapper.arch_parameters(), lr=1e-3)
+    for _ in range(20):
+        out = wrapper(x)
+        (out.primary.float().square().mean() + out.aux.float().sum() + wrapper.search_penalty(0.0)).backward()
+        for optimiser in (weights, gates):
+            optimiser.step()
+            optimiser.zero_grad()
+    assert out.primary.dtype == out.aux.dtype == dtype
+    ((value,),) = [gate.values() for gate in wrapper.gates.values() if gate.searched]
+    assert 0.001 < abs(value - 0.5) < 0.02
