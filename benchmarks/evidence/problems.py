@@ -3,6 +3,7 @@
 import game
 from brown import BROWN, MINILM
 from fashion import UPPER_BY_LOWER
+from pretrained import FINE_TUNED
 from rooms_frames import ROOMS
 from tabular import SPEED_BY_GATE_TIME
 
@@ -25,3 +26,5 @@ PROBLEMS = {
         game.DEPTH_BY_SEGMENTATION_MIXED,
     )
 }
+KNOWN = PROBLEMS | {problem.name: problem for problem in FINE_TUNED}
+"""With those from pretrained weights, which have studies of their own."""

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from problems import PROBLEMS
+from problems import KNOWN
 from torch import nn
 
 from auxnas_layers import AuxG, AuxNAS, AuxNASWrapper
 
 
-@pytest.fixture(scope="module", params=PROBLEMS.values(), ids=lambda problem: problem.name)
+@pytest.fixture(scope="module", params=KNOWN.values(), ids=lambda problem: problem.name)
 def problem(request):
     return request.param
 
