@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from compositions import Composition
 from problem import Batch, Problem
 from study import Side
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class Method:
             been learned at all is left out earlier.
         pretrains: Whether the first half of the steps is a training of its own, on the auxiliary tasks alone.
         aux_factor: Of the auxiliary losses, on top of their weight in the settings.
+        composition: What the batches are made of.
     """
 
     stretch: int = 1
@@ -50,6 +52,7 @@ class Method:
     unless_aligned: bool = False
     pretrains: bool = False
     aux_factor: float = 1.0
+    composition: Composition = Composition()
 
     def build(self, problem: Problem, example: Tensor) -> nn.Module:
         """The model to train."""

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from composed import COMPOSED
 from problem import Batch
-from problems import PROBLEMS
+from problems import KNOWN
 from study import RESULTS
 from tqdm import tqdm
 from training import Regime, RuleWatch, Settings, evaluate, fit
 from variants import VARIANTS
 
 FILE = RESULTS / "runs.jsonl"
+METHODS = VARIANTS | COMPOSED
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,13 @@ class Run:
 @lru_cache(1)
 def load(problem: str, fast: bool) -> dict[str, Batch]:
     """The splits of a problem; the last one is kept."""
-    return PROBLEMS[problem].load(fast)
+    return KNOWN[problem].load(fast)
 
 
 def execute(run: Run, fast: bool) -> dict[str, Any]:
     """Train, evaluate."""
     torch.set_num_threads(1)
-    problem, method, data = PROBLEMS[run.problem], VARIANTS[run.method], load(run.problem, fast)
+    problem, method, data = KNOWN[run.problem], METHODS[run.method], load(run.problem, fast)
     watch = RuleWatch(problem, data["validation"], until=method.alone_from) if method.unless_aligned else None
     start = time.perf_counter()
     model = fit(problem, method, data["train"], run.regime, run.settings, run.seed, watch)
@@ -91,7 +93,7 @@ def complete(runs: Sequence[Run], fast: bool = False, workers: int = 0, file: Pa
     results = read(file)
     missing = [run for run in dict.fromkeys(runs) if run not in results]
     for name in dict.fromkeys(run.problem for run in missing):
-        PROBLEMS[name].load(fast)  # made before processes ask for it at once
+        KNOWN[name].load(fast)  # made before processes ask for it at once
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         running = {pool.submit(execute, run, fast): run for run in missing}
         failed = []

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from compositions import Composition
 from methods import Losses, Method
 from problem import Aux, Batch, Problem
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from auxnas_layers import AuxNASWrapper, StopRule
 
+AS_THEY_COME = Composition()
 GATE_LEARNING_RATE = 1e-2
 TOO_STRONG = 10.0
 
@@ -96,7 +98,8 @@ def fit(
 ) -> Any:
     """Train by a method, which may need a `RuleWatch`; returns the model, auxiliary and all."""
     torch.manual_seed(seed)
-    train, labelled = choose(problem, train, regime, seed)
+    problem = method.composition.problem(problem)
+    train, labelled = method.composition.pool(*choose(problem, train, regime, seed))
     model: Any = method.build(problem, train["input"][:1])
     if train["input"].dim() == 4:
         model.to(memory_format=torch.channels_last)
@@ -112,7 +115,7 @@ def fit(
             progress = step / steps
             auxes = method.taking_part(auxes_at(progress, problem, method, watch), step, progress)
             method.freeze_(model, progress)
-            losses_on = partial(losses_of, problem, model, auxes, progress, factor)
+            losses_on = partial(losses_of, problem, model, auxes, progress, factor, composition=method.composition)
             batch = method.thinned(next(stream), problem.batch, progress)
             if method.halves:
                 for_gates, batch = batch, next(stream)
@@ -189,13 +192,20 @@ def auxes_at(progress: float, problem: Problem, method: Method, watch: Any = Non
 
 
 def losses_of(
-    problem: Problem, model: Any, auxes: Sequence[str], progress: float, factor: float, batch: Batch
+    problem: Problem,
+    model: Any,
+    auxes: Sequence[str],
+    progress: float,
+    factor: float,
+    batch: Batch,
+    composition: Composition = AS_THEY_COME,
 ) -> Losses:
     """Loss of each task, the auxiliary ones times a factor; that of the primary over the samples with its label."""
     few = slice(problem.batch)
     if not auxes:
-        return {"primary": problem.loss(model.primary_net(batch["input"][few]), batch["primary"][few])}
-    output, outputs = model(batch["input"])
+        output = composition.alone(model.primary_net, batch["input"], problem.batch)
+        return {"primary": problem.loss(output, batch["primary"][few])}
+    output, outputs = composition.outputs(model, batch["input"], problem.batch)
     losses = {"primary": problem.loss(output[few], batch["primary"][few])}
     losses |= {name: factor * loss for name, loss in aux_losses(problem, outputs, batch).items() if name in auxes}
     if isinstance(model, AuxNASWrapper):
