@@ -104,7 +104,7 @@ def test_labelled_statistics_are_those_of_the_labelled_alone(base, apart, batch)
     losses_of(problem, model, list(PROBLEM.auxes), 0.1, 1.0, batch, composition)
     _, alone = built(base, ONE, batch)
     alone(batch["input"][:8])
-    found, wanted = statistics(model.primary_net), statistics(alone.primary_net)
+    found, wanted = statistics(model), statistics(alone)
     for (key, value), expected in zip(found.items(), wanted.values(), strict=True):
         torch.testing.assert_close(value, expected, msg=key)
     assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
