@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from composed import BASES, COMPOSED, FIRST, LARGER, ONE, OTHERS, TOGETHER, name
+from composed import BASES, COMPOSED, FIRST, JOINED, LARGER, ONE, OTHERS, TOGETHER, TWO, name, ways
 from methods import SINGLE
 from pretrained import FINE_TUNED
 from problems import KNOWN
@@ -20,17 +20,22 @@ from studies import ALL, FEW, Found
 from study import RESULTS
 from tables import Errors, against, average, regime_name, show
 from training import Regime, Settings
+from tuned_minilm import TUNED_MINILM
 
 FILE = RESULTS / "batches.jsonl"
 LITE, MOBILE = "depth <- segmentation, EfficientNet-Lite0", "depth <- segmentation, MobileNetV2"
 REST = [problem.name for problem in FINE_TUNED if problem.name not in (LITE, MOBILE)]
+MINILM = TUNED_MINILM.name
 SETTINGS = Settings(1e-3, 0.01, 400)
+RATES = {MINILM: 1e-4}  # learning rates of problems that need another
+UNNORMED = ways([SINGLE], ONE) | ways(JOINED, TWO, ONE)  # where no norm looks at the batch
 EVERY = replace(ALL, plenty=True)
 STAGES: list[tuple[list[str], Iterable[str], Regime, range]] = [
     ([LITE], [*FIRST, *OTHERS], FEW, range(3)),
     ([MOBILE], [*FIRST, *OTHERS], FEW, range(3)),
     ([LITE, MOBILE], FIRST, FEW, range(3, 5)),
     ([LITE], LARGER, FEW, range(3)),
+    ([MINILM], UNNORMED, FEW, range(3)),
     (REST, FIRST, FEW, range(3)),
     ([LITE], FIRST, EVERY, range(3)),
 ]
@@ -40,7 +45,7 @@ STAGES: list[tuple[list[str], Iterable[str], Regime, range]] = [
 def runs(settings: Settings = SETTINGS) -> list[Run]:
     """All runs of the study, in their order."""
     return [
-        Run(problem, way, regime, settings, seed, "validation")
+        Run(problem, way, regime, replace(settings, lr=RATES.get(problem, settings.lr)), seed, "validation")
         for problems, chosen, regime, seeds in STAGES
         for problem in problems
         for seed in seeds
@@ -55,7 +60,7 @@ def print_tables(asked: list[Run], found: Found) -> None:
         errors = by_way(here, found)
         single, beside = (errors.get(name(SINGLE, composition), {}) for composition in (ONE, TOGETHER))
         rows = [
-            (way, f"{average(values)}, {len(values)} seeds", *gains(values, single, beside))
+            (way, f"{average(values)}, {len(values)} seed{'s' * (len(values) > 1)}", *gains(values, single, beside))
             for way, values in errors.items()
         ]
         head = "method: forwards", "error", "minus alone", "minus alone with others beside"

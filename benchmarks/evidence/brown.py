@@ -185,15 +185,19 @@ def _kept(name: str, make: Callable[[], Splits]) -> Splits:
     return torch.load(file, weights_only=True)
 
 
-def _with_states(splits: Splits, texts: dict[str, list[list[str]]]) -> Splits:
-    """Some passages of each split, chosen at random, with MiniLM's states as inputs."""
+def chosen(splits: Splits, texts: dict[str, list[list[str]]]) -> tuple[Splits, dict[str, list[list[str]]]]:
+    """Some passages of each split, at random, and their words as MiniLM's tokenizer takes them."""
     random = torch.Generator().manual_seed(0)
-    frozen = {}
     for name, part in splits.items():
-        chosen = torch.randperm(len(part["input"]), generator=random)[: FROZEN[name]]
-        states = minilm([texts[name][i] for i in chosen])
-        frozen[name] = {key: values[chosen] for key, values in part.items()} | {"input": states}
-    return frozen
+        some = torch.randperm(len(part["input"]), generator=random)[: FROZEN[name]]
+        splits = splits | {name: {key: values[some] for key, values in part.items()}}
+        texts = texts | {name: [[re.sub("``|''", '"', word) for word in texts[name][i]] for i in some]}
+    return splits, texts
+
+
+def _with_states(splits: Splits, texts: dict[str, list[list[str]]]) -> Splits:
+    splits, texts = chosen(splits, texts)
+    return {name: part | {"input": minilm(texts[name])} for name, part in splits.items()}
 
 
 @torch.no_grad()
@@ -206,7 +210,7 @@ def minilm(texts: list[list[str]], at_once: int = 50) -> Tensor:
     tokenizer, net = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     states = []
     for start in range(0, len(texts), at_once):
-        texts_now = [[re.sub("``|''", '"', word) for word in text] for text in texts[start : start + at_once]]
+        texts_now = texts[start : start + at_once]
         pieces = tokenizer(texts_now, is_split_into_words=True, padding=True, return_tensors="pt")
         hidden = net(**pieces).last_hidden_state
         for number in range(len(texts_now)):

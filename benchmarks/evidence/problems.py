@@ -6,6 +6,7 @@ from fashion import UPPER_BY_LOWER
 from pretrained import FINE_TUNED
 from rooms_frames import ROOMS
 from tabular import SPEED_BY_GATE_TIME
+from tuned_minilm import TUNED_MINILM
 
 PROBLEMS = {
     problem.name: problem
@@ -26,5 +27,5 @@ PROBLEMS = {
         game.DEPTH_BY_SEGMENTATION_MIXED,
     )
 }
-KNOWN = PROBLEMS | {problem.name: problem for problem in FINE_TUNED}
+KNOWN = PROBLEMS | {problem.name: problem for problem in (*FINE_TUNED, TUNED_MINILM)}
 """With those from pretrained weights, which have studies of their own."""

@@ -209,9 +209,11 @@ def test_the_study_asks_for_each_run_once_and_for_the_decisive_ones_first():
     assert {(run.problem, run.seed) for run in first} == {(batches.LITE, 0)}
     assert [run.method for run in first[: len(FIRST)]] == list(FIRST)
     assert all(run.problem in KNOWN and run.split == "validation" for run in runs)
+    text = {run.settings.lr for run in runs if run.problem == batches.MINILM}
+    assert text == {1e-4} and {run.settings.lr for run in runs} - text == {batches.SETTINGS.lr}
 
 
-def test_every_run_of_the_study_is_a_row_of_a_table(monkeypatch, capsys):
+def test_every_way_of_the_study_is_a_row_of_a_table(monkeypatch, capsys):
     stages = [([PROBLEM.name], list(FIRST)[:3], REGIME, range(2))]
     monkeypatch.setattr(batches, "STAGES", stages)
     monkeypatch.setattr("sys.argv", ["batches.py", "--fast", "--workers", "1"])
