@@ -34,7 +34,8 @@ def lite_trunk(number: int = 0) -> Trunk:
     net = efficientnet_lite(number)
     first = nn.Sequential(net.conv_stem, net.bn1, net.blocks[:2])
     stages = nn.Sequential(first, net.blocks[2], net.blocks[3:5], net.blocks[5:])
-    return stages, (24, 40, 112, 320), net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
+    widths = [about["num_chs"] for about in net.feature_info[1:]]
+    return stages, widths, net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
 
 
 class Dense(nn.Module):

@@ -1,6 +1,7 @@
 """Networks with real weights: which file is taken, and that the network computes with it what it was trained to."""
 
 import hashlib
+from functools import partial
 from types import SimpleNamespace
 
 import pretrained
@@ -86,7 +87,16 @@ def test_efficientnet_lite_computes_what_the_module_of_its_authors_does(number):
 # Dense prediction
 
 
-@pytest.mark.parametrize(("trunk", "convolutions"), [(pretrained.mobilenet_trunk, 52), (pretrained.lite_trunk, 49)])
+@pytest.mark.parametrize(
+    ("trunk", "convolutions"),
+    [
+        (pretrained.mobilenet_trunk, 52),
+        (pretrained.lite_trunk, 49),
+        (partial(pretrained.lite_trunk, 1), 64),
+        (partial(pretrained.lite_trunk, 2), 64),
+    ],
+    ids=["MobileNetV2", "Lite0", "Lite1", "Lite2"],
+)
 def test_a_trunk_is_the_whole_network_but_for_its_last_convolution_and_classifier(trunk, convolutions):
     net = pretrained.Dense(trunk, 2)
     x, shapes = torch.rand(2, 3, *pretrained.SIZE), []
