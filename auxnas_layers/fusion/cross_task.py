@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from auxnas_layers.errors import SearchError
+from auxnas_layers.features.inputs import floating_parameter
 from auxnas_layers.fusion.base import Activation, Fusion, Norm, OpenEdges
 from auxnas_layers.fusion.projection import gate_weights, pass_through, product_dtype, project, project_sum
 from auxnas_layers.fusion.sizing import SIZES, Start
@@ -84,7 +85,9 @@ class CrossTaskFusion(Fusion):
     @override
     def check(self) -> None:
         """Raise a `SearchError` if the activation does not give 0 for 0, or the rank is no positive integer."""
-        if self.activation and self.activation(torch.zeros(1)).item() != 0:
+        like = floating_parameter(self.activation) if isinstance(self.activation, nn.Module) else None
+        zero = torch.zeros(1, device="cpu") if like is None else torch.zeros_like(like[:1])
+        if self.activation and self.activation(zero).item() != 0:
             raise SearchError(
                 "the activation of an edge must give 0 for 0, as ReLU and GELU do, so that edges can close"
             )

@@ -102,7 +102,9 @@ class EdgeWeights(nn.Module):
             raise LayoutError(f"the fusion has {len(self.weights)} edges, and the channels of {found} were given")
         sizes = (channels, *source_channels)
         if self._sizes is None:
-            self._start_(sizes, device, dtype)
+            own = self.weights[0].device if len(self.weights) else None
+            with device or own or nullcontext():  # not where the user makes tensors by default
+                self._start_(sizes, device, dtype)
         elif self._sizes != sizes:
             was, needed = ([(s[0], count) for count in s[1:]] for s in (self._sizes, sizes))
             raise LayoutError(f"the fusion has weights (C, D) {was}, the features need {needed}")
@@ -113,8 +115,7 @@ class EdgeWeights(nn.Module):
         shapes = [self.weight_shape(sizes[0], count) for count in sizes[1:]]  # may raise
         self._sizes = sizes
         try:
-            with device or nullcontext():
-                self.build(sizes[0])
+            self.build(sizes[0])
         except BaseException:
             self._sizes = None
             raise

@@ -38,7 +38,8 @@ class GateBank(nn.ModuleDict):
         super().__init__()
         self.edges = {direction: tuple(side) for direction, side in edges.items() if side}
         for direction in self.edges:
-            gate = self[direction] = make(direction)
+            with torch.device("cpu"):  # not where the user makes tensors by default
+                gate = self[direction] = make(direction)
             like = floating_parameter(nets[direction.target])
             if like is not None and not like.is_meta:  # where gates would have no values
                 gate.to(like.device)
@@ -159,9 +160,9 @@ class GateBank(nn.ModuleDict):
             has_gradient = isinstance(penalty, Tensor) and penalty.requires_grad
             # Gates that nothing uses get zeros for gradients, as gradient scalers need.
             terms += [penalty] if has_gradient or not soft.requires_grad else [penalty, 0 * soft.sum()]
-        device = next((gate.alpha.device for gate in self.by_direction().values()), None)
-        tensors = [torch.as_tensor(term).to(device) for term in terms] or [torch.zeros((), device=device)]
-        return sum(tensors[1:], tensors[0])
+        device = next((gate.alpha.device for gate in self.by_direction().values()), torch.device("cpu"))
+        tensors = [t.to(device) if isinstance(t, Tensor) else torch.full((), float(t), device=device) for t in terms]
+        return sum(tensors[1:], tensors[0]) if tensors else torch.zeros((), device=device)
 
     def set_costs_(self, operations: Mapping[Direction, Sequence[float]]) -> None:
         """Set the cost of every edge: its operations over the mean of all edges."""

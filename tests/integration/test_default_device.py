@@ -6,9 +6,9 @@ The meta device stands for any other one: a number that is made there by mistake
 import pytest
 import torch
 from torch import nn
-from ways import X
+from ways import OTHER_WAYS, Mlp, X, step, wrap
 
-from auxnas_layers import Inputs, MixedBatchSampler
+from auxnas_layers import AuxNASWrapper, CrossTaskFusion, Inputs, MixedBatchSampler
 from auxnas_layers.features.ignored import ignored_problems
 from auxnas_layers.features.inputs import Examples
 from auxnas_layers.features.taps import Point
@@ -52,3 +52,20 @@ def test_example_inputs_of_a_network_without_parameters_stay_where_they_are(else
     examples.add("primary", Inputs((X,)), nn.Identity())
     elsewhere()
     assert torch.equal(examples.now({"primary": nn.Identity()})["primary"].args[0], X)
+
+
+@pytest.mark.parametrize("way", ["aux-nas", *OTHER_WAYS, "sized later"])
+def test_gates_and_edges_are_where_their_networks_are(way, elsewhere):
+    nets = Mlp(), Mlp()
+    elsewhere()
+    wrapper = AuxNASWrapper(*nets, ["a", "b"]) if way == "sized later" else wrap(way, *nets)
+    for progress in (0.0, 0.5, 1.0):
+        step(wrapper, [], progress)
+    assert {t.device.type for t in (*wrapper.parameters(), *wrapper.buffers())} == {"cpu"}
+
+
+def test_an_activation_with_parameters_is_tried_where_they_are(elsewhere):
+    """As on a GPU, where fusions are made on the device of their layer, the user's activation elsewhere."""
+    activation = nn.PReLU()
+    elsewhere()
+    CrossTaskFusion(None, [None], activation=activation)
