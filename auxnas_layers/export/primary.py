@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -49,21 +50,29 @@ def export_primary(joined: JoinedNets, call: Inputs | None, *, allow_open: bool)
         refuse_globals(exported, joined.primary_net)
         return exported, report
     inputs = joined._route_example(call)[PRIMARY]
-    report = _compared(report, joined, call, exported, whole=not (cut or acting))
+    joint = wrapper_outputs(joined, call).primary
+    report = _compared(report, joined, inputs, joint, exported, whole=not (cut or acting))
     cost, own_cost = cost_of(joined, call), measure(exported, inputs)
     warn_uncounted(own_cost, cost.primary, cost.training)
     return exported, replace(report, training=cost.training, primary=cost.primary, exported=own_cost)
 
 
 def _compared(
-    report: ExportReport, joined: JoinedNets, call: Inputs, exported: nn.Module, *, whole: bool
+    report: ExportReport, joined: JoinedNets, inputs: Inputs, joint: Any, exported: nn.Module, *, whole: bool
 ) -> ExportReport:
-    """The report with what the outputs say; `whole` if nothing was cut that changes the primary's outputs.
+    """The report with what the outputs say.
+
+    Args:
+        report: The report without it.
+        joined: The networks.
+        inputs: Those of the primary.
+        joint: What the primary returns in the wrapper.
+        exported: Its copy.
+        whole: Whether nothing was cut that changes the primary's outputs.
 
     Raises:
         ExportError: If the primary computes something else in the wrapper than alone, or its copy does.
     """
-    inputs, joint = joined._route_example(call)[PRIMARY], wrapper_outputs(joined, call).primary
     output, alone = net_outputs(exported, inputs, joined.primary_net), own_outputs(joined.primary_net, inputs)
     again = partial(own_outputs, joined.primary_net, inputs)
     _, noise = check_alike("the exported network differs from the primary network", output, alone, again, copied=True)

@@ -86,7 +86,7 @@ class CrossTaskFusion(Fusion):
     def check(self) -> None:
         """Raise a `SearchError` if the activation does not give 0 for 0, or the rank is no positive integer."""
         like = floating_parameter(self.activation) if isinstance(self.activation, nn.Module) else None
-        zero = torch.zeros(1, device="cpu") if like is None else torch.zeros_like(like[:1])
+        zero = torch.zeros(1, device="cpu") if like is None else torch.zeros(1, dtype=like.dtype, device=like.device)
         if self.activation and self.activation(zero).item() != 0:
             raise SearchError(
                 "the activation of an edge must give 0 for 0, as ReLU and GELU do, so that edges can close"

@@ -69,3 +69,15 @@ def test_an_activation_with_parameters_is_tried_where_they_are(elsewhere):
     activation = nn.PReLU()
     elsewhere()
     CrossTaskFusion(None, [None], activation=activation)
+
+
+def test_an_activation_may_have_a_parameter_without_dimensions():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x):
+            return self.factor * x
+
+    CrossTaskFusion(None, [None], activation=Scaled())
