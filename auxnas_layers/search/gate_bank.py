@@ -1,6 +1,7 @@
 """All gates of a wrapper: the only place that reads their values from a device, at most once in a forward pass."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
 
@@ -38,11 +39,10 @@ class GateBank(nn.ModuleDict):
         super().__init__()
         self.edges = {direction: tuple(side) for direction, side in edges.items() if side}
         for direction in self.edges:
-            with torch.device("cpu"):  # not where the user makes tensors by default
-                gate = self[direction] = make(direction)
             like = floating_parameter(nets[direction.target])
-            if like is not None and not like.is_meta:  # where gates would have no values
-                gate.to(like.device)
+            on_meta = like is not None and like.is_meta  # where gates have values, unless meta is the default device
+            with nullcontext() if on_meta else torch.device("cpu" if like is None else like.device):
+                self[direction] = make(direction)
         self.set_costs_({direction: [1.0] * len(side) for direction, side in self.edges.items()})
 
     def by_direction(self) -> dict[Direction, Gate]:
