@@ -4,7 +4,7 @@ TORCH ?= torch
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test test-all test-models test-frameworks test-studies test-gpu bench bench-gpu demo studies lint wheel clean
+.PHONY: test test-all test-models test-frameworks test-studies test-papers test-gpu bench bench-gpu demo studies lint wheel clean
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W error -n 2 --dist worksteal -q $(ARGS)
@@ -20,6 +20,10 @@ test-frameworks: $(VENV)/.frameworks
 
 test-studies: $(VENV)/.weights
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studies -W error -n 2 -q $(ARGS)
+
+test-papers: $(VENV)/.papers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/papers -W error -n 2 --dist worksteal -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python examples/papers/train.py --smoke
 
 test-gpu: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/gpu -q -rs $(ARGS)

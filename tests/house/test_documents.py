@@ -34,7 +34,7 @@ def test_code_in_documents_runs(path, tmp_path, monkeypatch):
     """All blocks of one document, in order, in one namespace that has the names a user would have."""
     monkeypatch.chdir(tmp_path)
     found = blocks(path)
-    assert found or path.stem in ("limits", "results", "supported", "performance", "gpu"), "no code blocks"
+    assert found or path.stem in ("limits", "results", "supported", "performance", "gpu", "papers"), "no code blocks"
     images = torch.randn(4, 3, 8, 8)
     loader = [(images, torch.randint(2, (4,)), torch.randn(4, 2, 4, 4))] * 8
     names = {
