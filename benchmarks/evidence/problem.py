@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from torch import Generator, Tensor, nn
 
 Batch = dict[str, Tensor]
-"""Tensors of equally many samples, samples first: ``"input"``, ``"primary"``, and the labels of each auxiliary task."""
+"""Tensors of equally many samples, samples first: ``"input"``, ``"primary"``, and the labels of each auxiliary task.
+
+Training samples may lack the primary label, which is then NaN; they train the auxiliary tasks.
+"""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From outputs and labels of a batch to a scalar."""

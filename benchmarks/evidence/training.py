@@ -26,7 +26,7 @@ class Regime:
     """Which labels there are.
 
     Args:
-        labels: Training samples that carry the primary label; 0: all.
+        labels: Training samples that carry the primary label; 0: all that have one.
         plenty: Whether all training samples carry the auxiliary labels; otherwise only those with the primary label.
         control: "": none. "permuted": auxiliary labels shuffled among the samples. "too strong": auxiliary losses x 10.
     """
@@ -138,7 +138,8 @@ def choose(problem: Problem, train: Batch, regime: Regime, seed: int) -> tuple[B
     """The training samples of a run, and the numbers of those that carry the primary label."""
     random = torch.Generator().manual_seed(seed)
     count = len(train["input"])
-    labelled = torch.randperm(count, generator=random)[: regime.labels or count]
+    order = torch.randperm(count, generator=random)
+    labelled = order[carrying(train["primary"])[order]][: regime.labels or count]
     if not regime.plenty:
         train = {key: values[labelled] for key, values in train.items()}
         labelled = torch.arange(len(labelled))
@@ -146,6 +147,11 @@ def choose(problem: Problem, train: Batch, regime: Regime, seed: int) -> tuple[B
         other = torch.randperm(len(train["input"]), generator=random)
         train = {key: values[other] if key in problem.auxes else values for key, values in train.items()}
     return train, labelled
+
+
+def carrying(labels: Tensor) -> Tensor:
+    """Which samples have a label: all but those whose label is NaN, in every place if it has places."""
+    return ~labels.isnan().reshape(len(labels), -1).all(1)
 
 
 def batches(

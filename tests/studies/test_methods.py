@@ -170,6 +170,25 @@ def test_labels_and_controls(data):
     assert {value.item() for value in batch["segmentation"][: PROBLEM.batch].flatten(1).sum(1)} <= wanted
 
 
+@pytest.mark.parametrize("regime", [Regime(0, True), Regime(0, False), Regime(10, True), Regime(10, False)])
+def test_samples_without_a_primary_label_train_auxiliaries_alone(data, regime):
+    """NaN marks a missing label, of one number or of a map."""
+    missing = torch.arange(len(data["train"]["input"])) % 3 > 0
+    for labels in (data["train"]["primary"], torch.arange(len(missing)).float()):
+        marked = torch.where(missing.view(-1, *[1] * (labels.dim() - 1)), torch.nan, labels)
+        train, labelled = choose(PROBLEM, data["train"] | {"primary": marked}, regime, 0)
+        assert len(labelled) == (regime.labels or (~missing).sum())
+        assert train["primary"][labelled].isfinite().all()
+        assert len(train["input"]) == (len(missing) if regime.plenty else len(labelled))
+        assert train["primary"].isnan().any() == regime.plenty
+
+
+def test_a_map_with_some_labels_is_a_label(data):
+    holes = data["train"]["primary"].clone()
+    holes[:, :, :5] = torch.nan
+    assert len(choose(PROBLEM, data["train"] | {"primary": holes}, Regime(0, True), 0)[1]) == len(holes)
+
+
 @pytest.mark.parametrize(("auxes", "learned"), [(AUXES, "segmentation"), ([], "primary")])
 def test_pretraining_is_of_the_auxiliary_and_then_of_the_primary_alone(data, auxes, learned):
     method, batch = METHODS[PRETRAINED], a_batch(data)
