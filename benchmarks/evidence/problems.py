@@ -4,6 +4,7 @@ import game
 from brown import BROWN, MINILM
 from cd4 import CD4
 from fashion import UPPER_BY_LOWER
+from movielens import FIVE_STARS
 from pretrained import FINE_TUNED
 from rooms_frames import ROOMS
 from tabular import SPEED_BY_GATE_TIME
@@ -28,5 +29,5 @@ PROBLEMS = {
         game.DEPTH_BY_SEGMENTATION_MIXED,
     )
 }
-KNOWN = PROBLEMS | {problem.name: problem for problem in (*FINE_TUNED, TUNED_MINILM, CD4)}
-"""With those from pretrained weights, which have studies of their own, and with a table of patients."""
+KNOWN = PROBLEMS | {problem.name: problem for problem in (*FINE_TUNED, TUNED_MINILM, CD4, FIVE_STARS)}
+"""With those from pretrained weights, which have studies of their own, and with tables of patients and of ratings."""
