@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from compositions import Composition
+from phases import Phase
 from problem import Batch, Problem
 from study import Side
 from torch import Tensor, nn
@@ -36,23 +37,26 @@ class Method:
     """The primary network by itself, and what other methods change of that.
 
     Args:
-        stretch: How many times the steps of the settings it takes.
         halves: Whether a step is a gate step on one half of the data and a weight step on the other.
         alone_from: Progress from which on the primary network is trained by itself; 0: there is no other.
         unless_aligned: Whether auxiliaries go on even then if their alignment says that they help; one that has not
             been learned at all is left out earlier.
-        pretrains: Whether the first half of the steps is a training of its own, on the auxiliary tasks alone.
         aux_factor: Of the auxiliary losses, on top of their weight in the settings.
         composition: What the batches are made of.
+        phases: The trainings that it consists of; progress is that of the phase.
     """
 
-    stretch: int = 1
     halves: bool = False
     alone_from: float = 1.0
     unless_aligned: bool = False
-    pretrains: bool = False
     aux_factor: float = 1.0
     composition: Composition = Composition()
+    phases: tuple[Phase, ...] = (Phase(),)
+
+    @property
+    def stretch(self) -> float:
+        """How many times the steps of the settings it takes."""
+        return sum(phase.length for phase in self.phases)
 
     def build(self, problem: Problem, example: Tensor) -> nn.Module:
         """The model to train."""
@@ -74,6 +78,14 @@ class Method:
     def freeze_(self, model: nn.Module, progress: float) -> None:
         """Freeze what is no longer trained."""
 
+    def losses(self, model: Any, auxes: Sequence[str], find: Callable[[Any, Sequence[str]], Losses]) -> Losses:
+        """Losses of a step; `find` gives those of a model for the primary and some auxiliary tasks."""
+        return find(model, auxes)
+
+    def auxes_alone(self, model: Any, inputs: Tensor) -> dict[str, Tensor]:
+        """Outputs of the auxiliaries in a phase that trains them alone."""
+        return model(inputs)[1]
+
     def backward(self, model: nn.Module, losses: Losses) -> None:
         """Gradients of a weight step."""
         torch.stack(list(losses.values())).sum().backward()
@@ -81,6 +93,9 @@ class Method:
     def gate_backward(self, model: nn.Module, losses: Losses, ahead: Callable[[], Losses]) -> None:
         """Gradients of a gate step of its own; `ahead` gives the losses of the weight step that comes next."""
         self.backward(model, losses)
+
+    def after_(self, model: Any, done: int, steps: int, held_out_loss: Callable[[nn.Module], float]) -> None:
+        """What follows a step, after which so many are done; `held_out_loss` is the primary's, of a network."""
 
     def export(self, model: Any) -> nn.Module:
         """The network to serve."""
@@ -119,15 +134,6 @@ class SharedBackbone(Method):
     def build(self, problem: Problem, example: Tensor) -> nn.Module:
         """A head for each task."""
         return Heads(problem)
-
-
-@dataclass(frozen=True)
-class Pretrained(SharedBackbone):
-    """A backbone that learns the auxiliary tasks first, and then the primary one alone."""
-
-    def backward(self, model: nn.Module, losses: Losses) -> None:
-        """Of the auxiliary losses, as long as there are any."""
-        super().backward(model, {task: loss for task, loss in losses.items() if task != "primary"} or losses)
 
 
 @dataclass(frozen=True)
@@ -220,6 +226,10 @@ class Joined(Method):
             example_inputs=example,
         )
 
+    def auxes_alone(self, model: Any, inputs: Tensor) -> dict[str, Tensor]:
+        """Without edges."""
+        return {name: net(inputs) for name, net in model.aux_net.items()}
+
     def export(self, model: AuxNASWrapper) -> nn.Module:
         """The primary, or for methods that need both networks at inference, these."""
         if self.served == "primary":
@@ -294,8 +304,8 @@ PRETRAINED = "pretrained by the auxiliary"
 SHARED_STOPPED, AUX_G, OURS, LIGHT = "shared backbone, our stop rule", "Aux-G", "ours", "ours, light auxiliary"
 METHODS: dict[str, Method] = {
     SINGLE: Method(alone_from=0.0),
-    MATCHED: Method(alone_from=0.0, stretch=4),
-    PRETRAINED: Pretrained(alone_from=0.5, stretch=2, pretrains=True),
+    MATCHED: Method(alone_from=0.0, phases=(Phase(length=4),)),
+    PRETRAINED: SharedBackbone(phases=(Phase("auxiliaries"), Phase("primary"))),
     SHARED: SharedBackbone(),
     SHARED_STOPPED: SharedBackbone(**STOP_RULE),
     "shared, PCGrad": Surgery(aggregator=PCGrad),

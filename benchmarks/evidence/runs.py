@@ -47,7 +47,7 @@ def execute(run: Run, fast: bool) -> dict[str, Any]:
     problem, method, data = KNOWN[run.problem], METHODS[run.method], load(run.problem, fast)
     watch = RuleWatch(problem, data["validation"], until=method.alone_from) if method.unless_aligned else None
     start = time.perf_counter()
-    model = fit(problem, method, data["train"], run.regime, run.settings, run.seed, watch)
+    model = fit(problem, method, data["train"], run.regime, run.settings, run.seed, watch, data["validation"])
     found: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
     found |= {"processor": processor(), "torch": torch.__version__}
     if watch and watch.rule:

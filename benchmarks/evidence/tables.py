@@ -93,7 +93,7 @@ def main_table(cells: list[Cell], found: Found) -> None:
 def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Found) -> tuple[str, ...]:
     name = f"{cell.method}, labels permuted" if cell.regime.control else cell.method
     s, method = cell.settings(found), METHODS[cell.method]
-    settings = f"{s.lr:g}, {s.weight_decay:g}, {method.stretch * s.steps}"
+    settings = f"{s.lr:g}, {s.weight_decay:g}, {round(method.stretch * s.steps)}"
     settings += f", {s.aux_weight:g}" if method.alone_from else ""
     differences = (against(values, base.get(name, {})) for name in BASES)
     return name, f"{average(values)}, {len(values)} seeds", *differences, settings

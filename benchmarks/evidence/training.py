@@ -2,23 +2,24 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from compositions import Composition
 from methods import Losses, Method
-from problem import Aux, Batch, Problem
+from phases import Phase
+from problem import Aux, Batch, Loss, Problem
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
 
 from auxnas_layers import AuxNASWrapper, StopRule
 
 AS_THEY_COME = Composition()
 GATE_LEARNING_RATE = 1e-2
 TOO_STRONG = 10.0
+HELD_OUT = 600
 
 
 @dataclass(frozen=True)
@@ -95,34 +96,62 @@ def fit(
     settings: Settings,
     seed: int,
     watch: Watch | None = None,
+    held_out: Batch | None = None,
 ) -> Any:
-    """Train by a method, which may need a `RuleWatch`; returns the model, auxiliary and all."""
+    """Train by a method, which may need a `RuleWatch` or held-out samples; returns the model, auxiliary and all."""
     torch.manual_seed(seed)
     problem = method.composition.problem(problem)
     train, labelled = method.composition.pool(*choose(problem, train, regime, seed))
     model: Any = method.build(problem, train["input"][:1])
     if train["input"].dim() == 4:
         model.to(memory_format=torch.channels_last)
-    steps = method.stretch * settings.steps
     factor = settings.aux_weight * method.aux_factor * (TOO_STRONG if regime.control == "too strong" else 1.0)
-    phases = [torch.arange(len(train["input"])), labelled] if method.pretrains else [labelled]
-    cycle = steps // len(phases)
-    for phase, first in enumerate(phases):  # pretraining is a training of its own, on all samples alike
+    training = Training(problem, method, model, factor, watch, held_out)
+    for phase in method.phases:
+        first = torch.arange(len(train["input"])) if phase.trains == "auxiliaries" else labelled
+        in_halves = method.halves and phase.trains == "all"
+        training.run(phase, settings, batches(problem, train, first, regime, in_halves, seed))
+    return model
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model that is trained by a method, in one phase after the other.
+
+    Args:
+        problem, method, model: What `fit` takes, and what the method has built.
+        factor: Of the auxiliary losses.
+        watch, held_out: See `fit`.
+    """
+
+    problem: Problem
+    method: Method
+    model: Any
+    factor: float
+    watch: Watch | None
+    held_out: Batch | None
+
+    def run(self, phase: Phase, settings: Settings, stream: Iterator[Batch]) -> None:
+        """A phase from its first step to its last."""
+        method, model, whole = self.method, self.model, phase.trains == "all"
+        watch = self.watch if whole or not method.unless_aligned else None  # the rule measures where all is trained
+        steps = round(phase.length * settings.steps)
+        if phase.rate:
+            settings = replace(settings, lr=phase.rate, weight_decay=0.0)
         weights, gates = optimisers(method, model, settings)
-        schedule = OneCycleLR(weights, [group["lr"] for group in weights.param_groups], cycle)
-        stream = batches(problem, train, first, regime, method.halves, seed)
-        for step in range(phase * cycle, (phase + 1) * cycle):
+        schedules = phase.schedules(weights, gates, steps)
+        for step in range(steps):
             progress = step / steps
-            auxes = method.taking_part(auxes_at(progress, problem, method, watch), step, progress)
+            auxes = method.taking_part(auxes_at(progress, self.problem, method, watch), step, progress) if whole else []
             method.freeze_(model, progress)
-            losses_on = partial(losses_of, problem, model, auxes, progress, factor, composition=method.composition)
-            batch = method.thinned(next(stream), problem.batch, progress)
-            if method.halves:
+            losses_on = partial(self.losses, phase, auxes, progress)
+            batch = method.thinned(next(stream), self.problem.batch, progress)
+            if method.halves and whole:
                 for_gates, batch = batch, next(stream)
-            if method.halves and auxes:
-                model.zero_grad()
-                method.gate_backward(model, losses_on(for_gates), partial(losses_on, batch))
-                gates.step()
+                if auxes:
+                    model.zero_grad()
+                    method.gate_backward(model, losses_on(for_gates), partial(losses_on, batch))
+                    gates.step()
             if watch:
                 watch(progress, model, batch)
             model.zero_grad()
@@ -130,8 +159,26 @@ def fit(
             weights.step()
             if not method.halves:
                 gates.step()
-            schedule.step()
-    return model
+            for schedule in schedules:
+                schedule.step()
+            if whole:
+                method.after_(model, step + 1, steps, self.held_out_loss)
+
+    def losses(self, phase: Phase, auxes: Sequence[str], progress: float, batch: Batch) -> Losses:
+        """Losses of a step."""
+        if phase.trains == "auxiliaries":
+            outputs = self.method.auxes_alone(self.model, batch["input"])
+            return {name: self.factor * loss for name, loss in aux_losses(self.problem, outputs, batch).items()}
+        rest = progress, self.factor, batch, self.method.composition
+        return self.method.losses(self.model, auxes, lambda model, auxes: losses_of(self.problem, model, auxes, *rest))
+
+    def held_out_loss(self, net: nn.Module) -> float:
+        """The primary's loss of a network, over at most `HELD_OUT` held-out samples, the same in each run."""
+        if self.held_out is None:
+            name = type(self.method).__name__
+            raise ValueError(f"{name} chooses by held-out samples, and fit got none; give fit(..., held_out=samples)")
+        chosen = torch.randperm(len(self.held_out["input"]), generator=torch.Generator().manual_seed(0))[:HELD_OUT]
+        return mean_of(self.problem.loss, net, {key: values[chosen] for key, values in self.held_out.items()})
 
 
 def choose(problem: Problem, train: Batch, regime: Regime, seed: int) -> tuple[Batch, Tensor]:
@@ -230,3 +277,12 @@ def evaluate(problem: Problem, net: nn.Module, split: Batch) -> float:
     net.eval()
     pairs = zip(split["input"].split(100), split["primary"].split(100))
     return torch.cat([problem.errors(net(inputs), labels) for inputs, labels in pairs]).double().mean().item()
+
+
+@torch.no_grad()
+def mean_of(loss: Loss, net: nn.Module, split: Batch) -> float:
+    """Mean loss of a network on a split."""
+    net.eval()
+    pairs = zip(split["input"].split(100), split["primary"].split(100))
+    losses = [len(labels) * loss(net(inputs), labels).double() for inputs, labels in pairs]
+    return (torch.stack(losses).sum() / len(split["primary"])).item()

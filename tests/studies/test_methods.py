@@ -35,6 +35,7 @@ from training import (
     Regime,
     RuleWatch,
     Settings,
+    Training,
     auxes_at,
     batches,
     choose,
@@ -189,15 +190,17 @@ def test_a_map_with_some_labels_is_a_label(data):
     assert len(choose(PROBLEM, data["train"] | {"primary": holes}, Regime(0, True), 0)[1]) == len(holes)
 
 
-@pytest.mark.parametrize(("auxes", "learned"), [(AUXES, "segmentation"), ([], "primary")])
-def test_pretraining_is_of_the_auxiliary_and_then_of_the_primary_alone(data, auxes, learned):
+@pytest.mark.parametrize(("phases", "learned"), [(0, "segmentation"), (1, "primary")])
+def test_pretraining_is_of_the_auxiliary_and_then_of_the_primary_alone(data, phases, learned):
     method, batch = METHODS[PRETRAINED], a_batch(data)
     torch.manual_seed(0)
     model = method.build(PROBLEM, batch["input"][:1])
-    method.backward(model, losses_of(PROBLEM, model, auxes, 0.0, 1.0, batch))
+    losses = Training(PROBLEM, method, model, 1.0, None, None).losses(method.phases[phases], [], 0.0, batch)
+    assert list(losses) == [learned]
+    method.backward(model, losses)
     found = [p.grad.clone() if p.grad is not None else None for p in model.parameters()]
     model.zero_grad()
-    losses_of(PROBLEM, model, auxes, 0.0, 1.0, batch)[learned].backward()
+    losses_of(PROBLEM, model, [] if learned == "primary" else AUXES, 0.0, 1.0, batch)[learned].backward()
     torch.testing.assert_close(found, [p.grad for p in model.parameters()])
     assert any(grad is None for grad in found)  # the other task's head
 
@@ -205,11 +208,14 @@ def test_pretraining_is_of_the_auxiliary_and_then_of_the_primary_alone(data, aux
 def test_pretraining_takes_as_many_steps_for_each(data):
     seen = []
 
-    def watch(progress, model, batch):
-        seen.append(auxes_at(progress, PROBLEM, METHODS[PRETRAINED]))
+    class Watched(type(METHODS[PRETRAINED])):
+        def backward(self, model, losses):
+            seen.append(list(losses))
+            super().backward(model, losses)
 
-    fit(PROBLEM, METHODS[PRETRAINED], data["train"], Regime(16, True), replace(QUICK, steps=3), 0, watch)
-    assert seen == [AUXES] * 3 + [[]] * 3
+    watched = Watched(phases=METHODS[PRETRAINED].phases)
+    fit(PROBLEM, watched, data["train"], Regime(16, True), replace(QUICK, steps=3), 0)
+    assert seen == [AUXES] * 3 + [["primary"]] * 3 and watched.stretch == 2
 
 
 def test_pretraining_is_a_training_of_its_own_on_all_samples_alike(data, monkeypatch):
