@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from composed import COMPOSED
+from further import FURTHER
 from problem import Batch
 from problems import KNOWN
 from study import RESULTS
@@ -20,7 +21,7 @@ from training import Regime, RuleWatch, Settings, evaluate, fit
 from variants import VARIANTS
 
 FILE = RESULTS / "runs.jsonl"
-METHODS = VARIANTS | COMPOSED
+METHODS = VARIANTS | COMPOSED | FURTHER
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,6 @@
+"""Methods beyond those of the studies, by name."""
+
+from checkpoints import FROM_CHECKPOINTS
+from post_training import POST_TRAINED
+
+FURTHER = FROM_CHECKPOINTS | POST_TRAINED
