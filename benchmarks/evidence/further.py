@@ -1,6 +1,7 @@
 """Methods beyond those of the studies, by name."""
 
 from checkpoints import FROM_CHECKPOINTS
+from forkmerge import FORK_MERGE
 from post_training import POST_TRAINED
 
-FURTHER = FROM_CHECKPOINTS | POST_TRAINED
+FURTHER = FROM_CHECKPOINTS | POST_TRAINED | FORK_MERGE
