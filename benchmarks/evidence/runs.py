@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from composed import COMPOSED
+from entered import enter
 from further import FURTHER
+from methods import Method
 from problem import Batch
 from problems import KNOWN
 from study import RESULTS
@@ -22,6 +24,11 @@ from variants import VARIANTS
 
 FILE = RESULTS / "runs.jsonl"
 METHODS = VARIANTS | COMPOSED | FURTHER
+
+
+def method_named(name: str) -> Method:
+    """One of `METHODS`, or one from outside: see `entered`."""
+    return METHODS[name] if name in METHODS else enter(name)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ def load(problem: str, fast: bool) -> dict[str, Batch]:
 def execute(run: Run, fast: bool) -> dict[str, Any]:
     """Train, evaluate."""
     torch.set_num_threads(1)
-    problem, method, data = KNOWN[run.problem], METHODS[run.method], load(run.problem, fast)
+    problem, method, data = KNOWN[run.problem], method_named(run.method), load(run.problem, fast)
     watch = RuleWatch(problem, data["validation"], until=method.alone_from) if method.unless_aligned else None
     start = time.perf_counter()
     model = fit(problem, method, data["train"], run.regime, run.settings, run.seed, watch, data["validation"])

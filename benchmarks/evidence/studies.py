@@ -9,7 +9,7 @@ from typing import Any
 from cheaper import CHEAPER
 from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, PRETRAINED, SHARED, SHARED_STOPPED, SINGLE
 from problems import PROBLEMS
-from runs import Run
+from runs import Run, method_named
 from training import Regime, Settings
 from variants import ABLATIONS, UNSTOPPED
 
@@ -68,7 +68,7 @@ def trials(problem: str, method: str, regime: Regime) -> list[Run]:
         settings = TRIALS if problem in MAIN else TRIALS[:4]
         if not regime.plenty:
             settings = (settings[0], LIGHTER, *settings[1:])
-    if not METHODS[method].alone_from:  # no trials in a row that differ by the auxiliary's weight alone
+    if not method_named(method).alone_from:  # no trials in a row that differ by the auxiliary's weight alone
         settings = tuple(next(alike) for _, alike in groupby(settings, lambda s: (s.lr, s.weight_decay, s.steps)))
     return [Run(problem, method, regime, trial, TUNING_SEED, "validation") for trial in settings]
 

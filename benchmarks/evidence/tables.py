@@ -10,6 +10,7 @@ from typing import Any
 from cheaper import EVERY_STEP
 from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, PRETRAINED, SHARED, SINGLE
 from problems import PROBLEMS
+from runs import method_named
 from studies import CONTROLLED, Cell, Found
 from study import RESULTS, interval
 from training import Regime
@@ -92,7 +93,7 @@ def main_table(cells: list[Cell], found: Found) -> None:
 
 def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Found) -> tuple[str, ...]:
     name = f"{cell.method}, labels permuted" if cell.regime.control else cell.method
-    s, method = cell.settings(found), METHODS[cell.method]
+    s, method = cell.settings(found), method_named(cell.method)
     settings = f"{s.lr:g}, {s.weight_decay:g}, {round(method.stretch * s.steps)}"
     settings += f", {s.aux_weight:g}" if method.alone_from else ""
     differences = (against(values, base.get(name, {})) for name in BASES)
@@ -203,7 +204,7 @@ def harm_table(cells: list[Cell], found: Found) -> None:
     lines = []
     for cell, values in errors.items():
         auxiliary = "" if cell.method == SINGLE else cell.regime.control or "as it is"
-        stopped = _stopped(cell, found) if METHODS[cell.method].unless_aligned and values else ""
+        stopped = _stopped(cell, found) if method_named(cell.method).unless_aligned and values else ""
         gain = against(values, single[cell.problem])
         lines.append((cell.problem, cell.method, auxiliary, average(values), gain, stopped))
     head = "primary <- auxiliary", "method", "auxiliary", "error", "minus single-task", "stopped, mean cosine"
