@@ -66,7 +66,7 @@ def test_merged_weights_are_at_least_as_good_on_held_out_samples_as_each_branch(
             before = [held_out_loss(deepcopy(branch.primary_net)) for branch in model.branches]
             super().after_(model, done, steps, held_out_loss)
             found.append((before, [held_out_loss(deepcopy(branch.primary_net)) for branch in model.branches]))
-            assert all(branch.training for branch in model.branches)
+            assert all(module.training for module in model.modules())
 
     model = trained(Watched(merges=2), data, steps=4)
     assert len(model.shares) == 2
