@@ -231,8 +231,7 @@ class Experiment:
         about = {key: str(value) for key, value in vars(self.options).items()}
         found = {"options": about, "scores": scores, "constant": constant(self.tasks[0], self.train, self.test)}
         if self.rank == 0:
-            with torch.device("meta"):
-                fresh = self.backbone.net(self.tasks[0], pretrained=False)
+            fresh = self.backbone.net(self.tasks[0], pretrained=False).to(self.device)
             found["export"] = verify(self.model, self.method, fresh, self.backbone.size)
             if self.method and self.joined:
                 found["architecture"] = self.model.architecture().to_dict()
