@@ -40,7 +40,8 @@ class GateBank(nn.ModuleDict):
         self.edges = {direction: tuple(side) for direction, side in edges.items() if side}
         for direction in self.edges:
             like = floating_parameter(nets[direction.target])
-            on_meta = like is not None and like.is_meta  # where gates have values, unless meta is the default device
+            # Of networks on the meta device on the default one, so that gates have values unless that is meta too.
+            on_meta = like is not None and like.is_meta
             with nullcontext() if on_meta else torch.device("cpu" if like is None else like.device):
                 self[direction] = make(direction)
         self.set_costs_({direction: [1.0] * len(side) for direction, side in self.edges.items()})

@@ -5,17 +5,14 @@ python benchmarks/evidence/batches.py --table  # prints the tables of what is th
 python benchmarks/evidence/batches.py --fast   # every path on next to no data, for two steps each; keeps nothing
 """
 
-import argparse
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from composed import BASES, COMPOSED, FIRST, JOINED, LARGER, ONE, OTHERS, TOGETHER, TWO, name, ways
 from methods import SINGLE
 from pretrained import FINE_TUNED
 from problems import KNOWN
-from runs import Run, complete, read
+from runs import Run, completing, read, read_options
 from studies import ALL, FEW, Found
 from study import RESULTS
 from tables import Errors, against, average, regime_name, show
@@ -86,17 +83,12 @@ def gains(values: Errors, *bases: Errors) -> list[str]:
 
 def main() -> None:
     """Run what is missing, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--fast", action="store_true")
-    parser.add_argument("--workers", type=int, default=0, help="processes; one for each core by default")
-    options = parser.parse_args()
+    options = read_options(__doc__)
     if options.table:
         return print_tables(runs(), read(FILE))
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / FILE.name if options.fast else FILE
-        todo = runs(replace(SETTINGS, steps=2)) if options.fast else runs()
-        print_tables(todo, complete(todo, options.fast, options.workers, file))
+    asked = runs(replace(SETTINGS, steps=2)) if options.fast else runs()
+    with completing(FILE, options) as todo:
+        print_tables(asked, todo(asked))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,25 @@
-"""What the measurements take from the demo in examples/: data, networks, and how they are trained."""
+"""What the measurements take from examples/: the demo's data, networks and training, and the search as released."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.append(
+    str(Path(__file__).parents[2] / "examples" / "papers")
+)  # last: other modules there have names of this folder's
 
 import doom
 import rooms
 from nets import Net, Residual, SharedBackbone, conv, twice_as_large
 from quickstart import BATCH, LEARNING_RATE, batches, error, fit, train_aux_nas, train_single_task
+from released import PAPER, PaperSearch
 
 __all__ = [
     "BATCH",
     "LEARNING_RATE",
+    "PAPER",
     "Net",
+    "PaperSearch",
     "Residual",
     "SharedBackbone",
     "batches",

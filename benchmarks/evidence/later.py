@@ -5,13 +5,8 @@ python benchmarks/evidence/later.py --table  # prints the tables of what is ther
 python benchmarks/evidence/later.py --fast   # every path on next to no data, for two steps each; keeps nothing
 """
 
-import argparse
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import groupby
-from pathlib import Path
 
 from cd4 import CD4
 from further import FURTHER
@@ -19,11 +14,11 @@ from methods import AUX_G, LIGHT, MATCHED, OURS, PRETRAINED, SHARED, SINGLE
 from movielens import FIVE_STARS
 from problems import KNOWN
 from run import completed
-from runs import Run, complete, method_named, read
+from runs import Run, completing, read, read_options
 from scipy.stats import ttest_1samp
-from studies import SEEDS, TUNING_SEED, Cell, Found
+from studies import SEEDS, Cell, Found, tried
 from study import RESULTS
-from tables import Errors, against, average, differences, regime_name, show
+from tables import Errors, against, average, cell_name, differences, regime_name, show
 from training import Regime, Settings
 
 FILE = RESULTS / "later.jsonl"
@@ -54,13 +49,14 @@ TRIALS: dict[str, tuple[Settings, ...]] = {
 class Later(Cell):
     """A cell whose settings are chosen from those of its problem; a control has those of the true labels."""
 
+    @property
+    def true(self) -> Regime:
+        """With the true labels."""
+        return replace(self.regime, control="")
+
     def trials(self) -> list[Run]:
-        """Without an auxiliary none twice."""
-        settings: Sequence[Settings] = TRIALS[self.problem]
-        if not method_named(self.method).alone_from:
-            settings = [next(alike) for _, alike in groupby(settings, lambda s: (s.lr, s.weight_decay, s.steps))]
-        true = replace(self.regime, control="")
-        return [Run(self.problem, self.method, true, trial, TUNING_SEED, "validation") for trial in settings]
+        """With the true labels."""
+        return tried(self.problem, self.method, self.true, TRIALS[self.problem])
 
 
 def cells(seeds: int = SEEDS) -> list[Later]:
@@ -75,9 +71,8 @@ def cells(seeds: int = SEEDS) -> list[Later]:
 
 def print_tables(asked: Sequence[Later], found: Found) -> None:
     """For each problem and number of labels: every method against single-task and a shared backbone."""
-    for problem, regime in dict.fromkeys((cell.problem, replace(cell.regime, control="")) for cell in asked):
-        here = [cell for cell in asked if (cell.problem, replace(cell.regime, control="")) == (problem, regime)]
-        errors = {name_of(cell): values for cell in here if (values := cell.errors(found))}
+    for (problem, regime), here in by_table(asked).items():
+        errors = {cell_name(cell): values for cell in here if (values := cell.errors(found))}
         single, shared = errors.get(SINGLE, {}), errors.get(SHARED, {})
         certain = holm({name: p_value(values, single) for name, values in errors.items() if name != SINGLE})
         rows = [
@@ -94,9 +89,12 @@ def print_tables(asked: Sequence[Later], found: Found) -> None:
         show(head, rows, f"{problem}: {KNOWN[problem].metric}; primary / auxiliary labels {regime_name(regime)}")
 
 
-def name_of(cell: Cell) -> str:
-    """As tables print it."""
-    return f"{cell.method}, labels permuted" if cell.regime.control else cell.method
+def by_table(asked: Sequence[Later]) -> dict[tuple[str, Regime], list[Later]]:
+    """The cells of each problem and number of labels, with their controls."""
+    tables: dict[tuple[str, Regime], list[Later]] = {}
+    for cell in asked:
+        tables.setdefault((cell.problem, cell.true), []).append(cell)
+    return tables
 
 
 def p_value(values: Errors, base: Errors) -> float:
@@ -119,22 +117,16 @@ def holm(p_values: dict[str, float], level: float = 0.05) -> dict[str, str]:
 def main() -> None:
     """Tune, run what is missing, print the tables."""
     global TRIALS
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--fast", action="store_true")
-    parser.add_argument("--workers", type=int, default=0, help="processes; one for each core by default")
-    options = parser.parse_args()
+    options = read_options(__doc__)
     if options.table:
         return print_tables(cells(), read(FILE))
     if options.fast:
         TRIALS = {name: (replace(settings[0], steps=2),) for name, settings in TRIALS.items()}
     asked = cells(seeds=2 if options.fast else SEEDS)
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / FILE.name if options.fast else FILE
-        todo = partial(complete, fast=options.fast, workers=options.workers, file=file)
+    with completing(FILE, options) as todo:
         found: Found = {}
-        for _, some in groupby(asked, lambda cell: (cell.problem, replace(cell.regime, control=""))):
-            found = completed(list(some), todo)  # a table after the other
+        for some in by_table(asked).values():  # a table after the other
+            found = completed(some, todo)
         print_tables(asked, found)
 
 

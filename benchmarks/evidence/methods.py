@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from compositions import Composition
+from demo import PAPER
 from phases import Phase
 from problem import Batch, Problem
 from study import Side
@@ -26,7 +27,7 @@ from auxnas_layers import (
     FixedArchitecture,
     NDDRFusion,
 )
-from auxnas_layers.search import Search, SigmoidGate
+from auxnas_layers.search import Search
 
 Losses = dict[str, Tensor]
 """Loss of each task in a step, the primary one first."""
@@ -278,24 +279,6 @@ def aux_loss(losses: Losses) -> Tensor:
     return torch.stack([loss for task, loss in losses.items() if task not in ("primary", "penalty")]).sum()
 
 
-class PaperSearch(AuxNAS):
-    """Aux-NAS as in the paper: gates into the primary are only penalised; what the penalty leaves open is cut."""
-
-    def ceiling(self, progress: float) -> float:
-        """None."""
-        return 1.0
-
-
-PAPER = PaperSearch(
-    close=(0.5, 0.8),  # over which the penalty rises
-    l1=1000.0,
-    aux_to_primary=SigmoidGate,
-    aux_to_primary_start=0.001,
-    primary_to_aux=SigmoidGate,
-    primary_to_aux_start=0.5,
-    own_share=1.0,
-    start="zero",
-)
 STOP_RULE: dict[str, Any] = {"alone_from": 0.5, "unless_aligned": True}
 NEVER_STOPPED: dict[str, Any] = {"alone_from": 1.0, "unless_aligned": False}
 BOTH = Joined(search=FixedArchitecture(), reach=1, served="both")

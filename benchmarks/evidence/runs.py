@@ -1,12 +1,15 @@
 """Runs that resume: each is a line of docs/results/runs.jsonl, written as it ends."""
 
+import argparse
 import json
 import os
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,23 @@ def processor() -> str:
 def rounded(measured: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """To four decimals, by auxiliary."""
     return {name: [round(x, 4) for x in values] for name, values in measured.items()}
+
+
+def read_options(description: str | None) -> argparse.Namespace:
+    """What the user typed of a study: only the table, every path on next to no data, how many processes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--workers", type=int, default=0, help="processes; one for each core by default")
+    return parser.parse_args()
+
+
+@contextmanager
+def completing(file: Path, options: argparse.Namespace) -> Iterator[Callable[[Sequence[Run]], dict[Run, Any]]]:
+    """`complete` with these options; what is tried fast goes to a file that is not kept."""
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = Path(scratch) / file.name if options.fast else file
+        yield partial(complete, fast=options.fast, workers=options.workers, file=kept)
 
 
 def mend(file: Path) -> None:

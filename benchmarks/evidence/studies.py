@@ -1,6 +1,6 @@
 """Which runs each study consists of."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from math import isnan
@@ -68,8 +68,13 @@ def trials(problem: str, method: str, regime: Regime) -> list[Run]:
         settings = TRIALS if problem in MAIN else TRIALS[:4]
         if not regime.plenty:
             settings = (settings[0], LIGHTER, *settings[1:])
-    if not method_named(method).alone_from:  # no trials in a row that differ by the auxiliary's weight alone
-        settings = tuple(next(alike) for _, alike in groupby(settings, lambda s: (s.lr, s.weight_decay, s.steps)))
+    return tried(problem, method, regime, settings)
+
+
+def tried(problem: str, method: str, regime: Regime, settings: Sequence[Settings]) -> list[Run]:
+    """A trial of each of the settings; without an auxiliary none in a row that differ by its weight alone."""
+    if not method_named(method).alone_from:
+        settings = [next(alike) for _, alike in groupby(settings, lambda s: (s.lr, s.weight_decay, s.steps))]
     return [Run(problem, method, regime, trial, TUNING_SEED, "validation") for trial in settings]
 
 

@@ -91,13 +91,17 @@ def main_table(cells: list[Cell], found: Found) -> None:
         )
 
 
+def cell_name(cell: Cell) -> str:
+    """Its method, and whether its labels are permuted."""
+    return f"{cell.method}, labels permuted" if cell.regime.control else cell.method
+
+
 def _main_row(cell: Cell, values: Errors, base: Mapping[str, Errors], found: Found) -> tuple[str, ...]:
-    name = f"{cell.method}, labels permuted" if cell.regime.control else cell.method
     s, method = cell.settings(found), method_named(cell.method)
     settings = f"{s.lr:g}, {s.weight_decay:g}, {round(method.stretch * s.steps)}"
     settings += f", {s.aux_weight:g}" if method.alone_from else ""
     differences = (against(values, base.get(name, {})) for name in BASES)
-    return name, f"{average(values)}, {len(values)} seeds", *differences, settings
+    return cell_name(cell), f"{average(values)}, {len(values)} seeds", *differences, settings
 
 
 def core_table(cells: list[Cell], found: Found) -> None:

@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from cheaper import CHEAPER
-from methods import LIGHT, METHODS, NEVER_STOPPED, OURS, STOP_RULE, LookAhead, Method, PaperSearch
+from demo import PaperSearch
+from methods import LIGHT, METHODS, NEVER_STOPPED, OURS, STOP_RULE, LookAhead, Method
 
 from auxnas_layers import AuxG, AuxNAS
 from auxnas_layers.search import ClampedGate, SigmoidGate

@@ -40,9 +40,9 @@ class Net(nn.Module):
         return resized(self.predict(self.features(images)), images)
 
 
-def resized(out: Tensor, images: Tensor) -> Tensor:
-    """A map at the resolution of the images; vectors as they are."""
-    return F.interpolate(out, images.shape[-2:], mode="bilinear", align_corners=True) if out.dim() == 4 else out
+def resized(out: Tensor, like: Tensor) -> Tensor:
+    """A map at the resolution of images or labels; vectors as they are."""
+    return F.interpolate(out, like.shape[-2:], mode="bilinear", align_corners=True) if out.dim() == 4 else out
 
 
 # VGG-16, as DeepLab-LargeFOV has it
@@ -184,7 +184,7 @@ class Backbone:
         dense: Makes the head for maps, from channels and outputs.
         taps: Names of its layers to join.
         stages: How many taps each of its stages has.
-        heard: Names of those that a light auxiliary hears: what the head gets.
+        sources: Names of those that a light auxiliary receives: what the head gets.
         stride: Of these, in pixels of the images.
         size: Of the images in training, (h, w).
         tokens: Whether its taps give tokens ``(b, 1 + h w, c)``.
@@ -196,7 +196,7 @@ class Backbone:
     dense: Callable[[int, int], nn.Module]
     taps: tuple[str, ...]
     stages: tuple[int, ...]
-    heard: tuple[str, ...]
+    sources: tuple[str, ...]
     stride: int
     size: tuple[int, int]
     tokens: bool = False
@@ -206,9 +206,9 @@ class Backbone:
         """Of a task."""
         return (self.dense if task.dense else Pooled)(self.channels, task.outputs)
 
-    def heard_by(self, task: Task) -> tuple[str, ...]:
-        """What a light auxiliary hears: a classifier only the last."""
-        return self.heard if task.dense else self.heard[-1:]
+    def sources_for(self, task: Task) -> tuple[str, ...]:
+        """What a light auxiliary receives: a classifier only the last."""
+        return self.sources if task.dense else self.sources[-1:]
 
     def net(self, task: Task, pretrained: bool) -> Net:
         """The single-task network."""
@@ -225,7 +225,7 @@ BACKBONES = {
         dense=large_field_of_view,
         taps=tuple(CONVOLUTIONS),
         stages=(2, 2, 3, 3, 3),
-        heard=("backbone.12",),
+        sources=("backbone.12",),
         stride=8,
         size=(321, 321),
     ),
@@ -235,7 +235,7 @@ BACKBONES = {
         dense=DeepLabHead,
         taps=tuple(BLOCKS),
         stages=(3, 4, 6, 3),
-        heard=("backbone.layer4.2",),
+        sources=("backbone.layer4.2",),
         stride=8,
         size=(321, 321),
     ),
@@ -245,7 +245,7 @@ BACKBONES = {
         dense=DenseDecoder,
         taps=tuple(LAYERS),
         stages=(3, 3, 3, 3),
-        heard=tuple(LAYERS[number] for number in HOOKS),
+        sources=tuple(LAYERS[number] for number in HOOKS),
         stride=16,
         size=(224, 224),
         tokens=True,
@@ -265,21 +265,21 @@ SMALL = {
 
 
 class LightAux(nn.Module):
-    """A head without a backbone, on what it hears of the primary's."""
+    """A head without a backbone, on the primary's features."""
 
     def __init__(self, backbone: Backbone, task: Task) -> None:
         super().__init__()
         self.stride, self.head = backbone.stride, backbone.head(task)
-        self.hear = nn.ModuleList(Listener(backbone.channels) for _ in backbone.heard_by(task))
+        self.listeners = nn.ModuleList(Listener(backbone.channels) for _ in backbone.sources_for(task))
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps come out at the resolution of the images."""
         places = [-(-size // self.stride) for size in images.shape[-2:]]
-        maps = [hear(images, *places) for hear in self.hear]
+        maps = [listener(images, *places) for listener in self.listeners]
         return resized(self.head(maps if len(maps) > 1 else maps[0]), images)
 
     @staticmethod
     def taps(backbone: Backbone, task: Task) -> list[Tap]:
-        """What it hears, and where."""
+        """What it receives, and where."""
         layout = "b 1+(h w) c" if backbone.tokens else "b c h w"
-        return [Tap(name, f"hear.{i}", primary_layout=layout) for i, name in enumerate(backbone.heard_by(task))]
+        return [Tap(name, f"listeners.{i}", primary_layout=layout) for i, name in enumerate(backbone.sources_for(task))]

@@ -38,19 +38,18 @@ class Samples(datasets.Cityscapes):
         root: The folder above.
         train: The training images, or the validation images, on which methods are compared.
         tasks: Of "segmentation", "disparity".
-        transform: Of a whole sample.
 
     Raises:
         FileNotFoundError: If folders are missing, or files of disparity; it names all, and what they are.
     """
 
-    def __init__(self, root: Path, train: bool, tasks: tuple[str, ...], transform: Any = None) -> None:
+    def __init__(self, root: Path, train: bool, tasks: tuple[str, ...]) -> None:
         needed = {f"{name}/{'train' if train else 'val'}": what for name, what in SOURCES.items()}
         if "disparity" not in tasks:
             needed = {name: what for name, what in needed.items() if not name.startswith("disparity")}
         missing(root, needed)
         super().__init__(str(root), split="train" if train else "val", target_type="semantic")
-        self.tasks, self.of_sample = tasks, transform
+        self.tasks = tasks
         if "disparity" in tasks:
             files = {str(self._disparity(name).relative_to(root)): SOURCES["disparity"] for name in self.images}
             missing(root, files)
@@ -62,7 +61,7 @@ class Samples(datasets.Cityscapes):
             sample["segmentation"] = Mask(IDS[pil_to_tensor(ids)[0].long()])
         if "disparity" in self.tasks:
             sample["disparity"] = decode(pil_to_tensor(Pictures.open(self._disparity(self.images[index]))))
-        return self.of_sample(sample) if self.of_sample else sample
+        return sample
 
     def _disparity(self, image: str) -> Path:
         """Beside an image, in the folder of disparities."""

@@ -11,7 +11,7 @@ import nyuv2
 import taskonomy
 import torch
 from backbones import BACKBONES, SMALL, LightAux, Net
-from losses import Losses, evaluate, predict
+from losses import Losses, at_resolution, evaluate, predict
 from methods import METHODS, SINGLE, Alone, Method, Shared
 from recipes import RECIPES, evaluation, training
 from report import constant, pictures, verify
@@ -62,16 +62,13 @@ class Experiment:
         data, options = DATA[self.options.data], self.options
         shape = options.backbone, self.backbone.size, data.RESOLUTION
         names = tuple(task.name for task in self.tasks)
-
-        def samples(train: bool, transform: Any) -> Samples:
-            return data.Samples(options.root, train, names, transform)
-
+        every, test = (data.Samples(options.root, train, names) for train in (True, False))
         judged = OfImage(evaluation(*shape))
-        self.train, self.test = samples(True, training(*shape)), samples(False, judged)
-        count = len(self.train)  # type: ignore[arg-type]
+        self.train, self.test = Transformed(every, training(*shape)), Transformed(test, judged)
+        count = len(every)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
         held_out = round(options.held_out * count)
-        self.numbers, self.held_out = order[held_out:], Subset(samples(True, judged), order[:held_out])
+        self.numbers, self.held_out = order[held_out:], Subset(Transformed(every, judged), order[:held_out])
 
     def net(self, task: Task, checkpoint: Path | None = None) -> Net:
         """A single-task network, trained or as it starts."""
@@ -213,8 +210,9 @@ class Experiment:
                     self.writer.add_scalar(f"{name}/{score}", number, epoch)
         if self.writer and self.tasks[0].dense:
             sample = self.test[0]
-            out = predict(self.served.eval(), sample["image"][None].to(self.device))
-            for title, picture in pictures(self.tasks[0], sample, out[0].cpu()).items():
+            images, label = sample["image"][None].to(self.device), sample[self.tasks[0].name]
+            out = at_resolution(predict(self.served.eval(), images), images, label, self.tasks[0])
+            for title, picture in pictures(self.tasks[0], torch.as_tensor(label), out[0].cpu()).items():
                 self.writer.add_image(title, picture, epoch)
         return best
 
@@ -251,6 +249,19 @@ class Experiment:
         for part, state in zip([self.model, *self.optimisers, self.scaler], saved["parts"], strict=True):
             part.load_state_dict(state)
         return saved["epoch"], saved["best"]
+
+
+class Transformed(Samples):
+    """Samples under a transform."""
+
+    def __init__(self, samples: Any, transform: Any) -> None:
+        self.samples, self.transform = samples, transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.transform(self.samples[place])
 
 
 class OfImage:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from backbones import resized
 from tasks import Task
 from torch import Tensor, nn
 
@@ -51,7 +51,5 @@ def evaluate(net: nn.Module, batches: Iterable[dict[str, Any]], task: Task, devi
 
 def at_resolution(out: Tensor, images: Tensor, labels: Tensor, task: Task) -> Tensor:
     """A map at the resolution of the labels; shifts in pixels of the image become shifts in pixels of the labels."""
-    if not task.dense:
-        return out
-    sized = F.interpolate(out, labels.shape[-2:], mode="bilinear", align_corners=True)
+    sized = resized(out, labels)
     return sized * (labels.shape[-1] / images.shape[-1]) if task.in_pixels else sized

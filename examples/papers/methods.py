@@ -5,35 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from backbones import Backbone, LightAux, Net, resized
+from released import PAPER
 from tasks import Task
 from torch import Tensor, nn
 
 from auxnas_layers import MTLNAS, AuxG, AuxNAS, AuxNASWrapper, DepthLimited, NDDRFusion
 from auxnas_layers.fusion import Fusion
-from auxnas_layers.search import Search, SearchSpace, SigmoidGate
+from auxnas_layers.search import Search, SearchSpace
 
 REACH = 3  # [M]
 Outputs = tuple[Tensor, Tensor | None]
-
-
-class PaperAuxNAS(AuxNAS):
-    """Aux-NAS as released: gates into the primary are only penalised; what stays open is cut in the end."""
-
-    def ceiling(self, progress: float) -> float:
-        """None."""
-        return 1.0
-
-
-PAPER = PaperAuxNAS(
-    close=(0.5, 0.8),  # over which the penalty rises [A]
-    l1=1000.0,  # [A]
-    aux_to_primary=SigmoidGate,
-    aux_to_primary_start=0.001,  # [A]
-    primary_to_aux=SigmoidGate,
-    primary_to_aux_start=0.5,  # [A]
-    own_share=1.0,
-    start="zero",  # [A]
-)
 
 
 class Alone(nn.Module):

@@ -36,19 +36,18 @@ class Samples(Dataset[dict[str, Any]]):
         root: The folder above.
         train: The 795 training images, or the 654 test images.
         tasks: Of "segmentation", "normals", "depth".
-        transform: Of a whole sample.
 
     Raises:
         FileNotFoundError: If files are missing; it names all, and what they are.
         ValueError: If normals are not encoded as images of ``(v + 1) / 2``.
     """
 
-    def __init__(self, root: Path, train: bool, tasks: tuple[str, ...], transform: Any = None) -> None:
+    def __init__(self, root: Path, train: bool, tasks: tuple[str, ...]) -> None:
         from scipy.io import loadmat
 
         needed = [LABELLED, SPLITS] + [CLASSES] * ("segmentation" in tasks) + ["normals_gt"] * ("normals" in tasks)
         missing(root, {name: SOURCES[name] for name in needed})
-        self.root, self.tasks, self.transform = root, tasks, transform
+        self.root, self.tasks = root, tasks
         split = loadmat(root / SPLITS)["trainNdxs" if train else "testNdxs"]
         self.numbers = [int(number) - 1 for number in split.flatten()]  # from 1 in the file
         if "segmentation" in tasks:
@@ -71,7 +70,7 @@ class Samples(Dataset[dict[str, Any]]):
             sample["depth"] = Depth(self._upright("depths", number).unsqueeze(0))
         if "normals" in self.tasks:
             sample["normals"] = self._normals(number)
-        return self.transform(sample) if self.transform else sample
+        return sample
 
     def _upright(self, key: str, number: int) -> Tensor:
         """Columns first in the file, as in MATLAB."""

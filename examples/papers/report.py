@@ -61,10 +61,8 @@ def constant(task: Task, train: Any, test: Any, count: int = 50) -> dict[str, fl
     return {name: float(value) for name, value in metric.compute().items()}
 
 
-def pictures(task: Task, sample: dict[str, Any], out: Tensor) -> dict[str, Tensor]:
-    """The label of a sample and what was predicted, as images ``(3, h, w)`` in [0, 1]."""
-    label = torch.as_tensor(sample[task.name])
-    out = F.interpolate(out[None], label.shape[-2:], mode="bilinear")[0]
+def pictures(task: Task, label: Tensor, out: Tensor) -> dict[str, Tensor]:
+    """The label of a sample and what was predicted, at its resolution, as images ``(3, h, w)`` in [0, 1]."""
     if task.name == "segmentation":
         shades = [out.argmax(0), label.where(label != UNKNOWN_CLASS, 0)]
         pair = [(shade / (task.outputs - 1)).expand(3, -1, -1) for shade in shades]

@@ -37,17 +37,16 @@ class Samples(Dataset[dict[str, Any]]):
         root: The folder above.
         train: The buildings for training, or those for validation, on which methods are compared.
         tasks: Of "class_object", "class_scene".
-        transform: Of a whole sample.
 
     Raises:
         FileNotFoundError: If folders or labels are missing; it names all, and what they are.
     """
 
-    def __init__(self, root: Path, train: bool, tasks: tuple[str, ...], transform: Any = None) -> None:
+    def __init__(self, root: Path, train: bool, tasks: tuple[str, ...]) -> None:
         missing(root, {name: SOURCES[name] for name in ("rgb", *tasks, SPLITS)})
         with (root / SPLITS).open(newline="") as file:
             chosen = {row["id"] for row in csv.DictReader(file) if row["train" if train else "val"] == "1"}
-        self.root, self.tasks, self.transform = root, tasks, transform
+        self.root, self.tasks = root, tasks
         self.images = sorted(file for file in (root / "rgb").rglob("*.png") if file.parent.name in chosen)
         if not self.images:
             raise FileNotFoundError(f"{root / 'rgb'} has no image of the {len(chosen)} buildings of {SPLITS}")
@@ -61,7 +60,7 @@ class Samples(Dataset[dict[str, Any]]):
         file = self.images[place]
         sample: dict[str, Any] = {"image": Image(picture(file))}
         sample |= {task: probabilities(self.root / self._labels(file, task)) for task in self.tasks}
-        return self.transform(sample) if self.transform else sample
+        return sample
 
     def _labels(self, image: Path, task: str) -> Path:
         """Of an image, from the root."""

@@ -43,7 +43,7 @@ def test_a_network_is_its_head_on_its_features(name, task):
 
 @pytest.mark.parametrize("task", [DEPTH, TASKS[1]], ids=lambda task: task.name)
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_light_auxiliary_hears_what_the_head_of_a_network_gets(name, task):
+def test_a_light_auxiliary_receives_what_the_head_of_a_network_gets(name, task):
     backbone = SMALL[name]
     primary, light = backbone.net(NORMALS if task.dense else task, pretrained=False), LightAux(backbone, task)
     images = torch.randn(2, 3, *backbone.size)
