@@ -28,15 +28,15 @@ RATES = {MINILM: 1e-4}  # learning rates of problems that need another
 UNNORMED = ways([SINGLE], ONE) | ways(JOINED, TWO, ONE)  # where no norm looks at the batch
 EVERY = replace(ALL, plenty=True)
 STAGES: list[tuple[list[str], Iterable[str], Regime, range]] = [
+    ([MOBILE], FIRST, FEW, range(5)),
     ([LITE], FIRST, FEW, range(3)),
-    ([MOBILE], FIRST, FEW, range(3)),
-    ([MINILM], UNNORMED, FEW, range(3)),
-    ([LITE], OTHERS, FEW, range(3)),
-    ([LITE, MOBILE], FIRST, FEW, range(3, 5)),
     ([MOBILE], OTHERS, FEW, range(3)),
-    ([LITE], LARGER, FEW, range(3)),
+    ([MINILM], UNNORMED, FEW, range(3)),
+    ([LITE], FIRST, FEW, range(3, 5)),
+    ([MOBILE], LARGER, FEW, range(3)),
+    ([LITE], OTHERS, FEW, range(3)),
     (REST, FIRST, FEW, range(3)),
-    ([LITE], FIRST, EVERY, range(3)),
+    ([MOBILE], FIRST, EVERY, range(3)),
 ]
 """Problems, methods, labels and seeds, the most decisive first; within a stage, seed by seed."""
 

@@ -10,7 +10,7 @@ from functools import partial
 import game
 import torch.nn.functional as F
 from demo import doom, twice_as_large
-from torch import Tensor, nn, tensor
+from torch import Tensor, channels_last, nn, tensor
 from weights import efficientnet_lite, mobilenet_v2
 
 Trunk = tuple[nn.Sequential, Sequence[int], Sequence[float], Sequence[float]]
@@ -49,10 +49,11 @@ class Dense(nn.Module):
         self.up = nn.ModuleList(nn.Conv2d(width, WIDTH, 1) for width in widths)
         layer = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, 1, 1, bias=False), nn.GroupNorm(8, WIDTH), nn.ReLU())
         self.head = nn.Sequential(layer, nn.Conv2d(WIDTH, 4 * outputs, 1), nn.PixelShuffle(2))
+        self.to(memory_format=channels_last)  # a step takes two thirds of the time on a CPU
 
     def features(self, images: Tensor) -> Tensor:
         """The sum of all stages, at a quarter of the resolution."""
-        x = resized((images - self.mean) / self.std, SIZE)
+        x = resized((images - self.mean) / self.std, SIZE).contiguous(memory_format=channels_last)
         maps = []
         for stage, up in zip(self.trunk, self.up):
             x = stage(x)

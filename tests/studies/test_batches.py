@@ -206,7 +206,7 @@ def test_the_study_asks_for_each_run_once_and_for_the_decisive_ones_first():
     runs = batches.runs()
     assert len(set(runs)) == len(runs) and {run.method for run in runs} == set(COMPOSED)
     first = runs[: len(FIRST)]
-    assert {(run.problem, run.seed) for run in first} == {(batches.LITE, 0)}
+    assert {(run.problem, run.seed) for run in first} == {(batches.MOBILE, 0)}
     assert [run.method for run in first] == list(FIRST)
     assert all(run.problem in KNOWN and run.split == "validation" for run in runs)
     text = {run.settings.lr for run in runs if run.problem == batches.MINILM}
