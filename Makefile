@@ -4,7 +4,7 @@ TORCH ?= torch
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test test-all test-models test-frameworks test-studies test-papers test-gpu bench bench-gpu demo studies lint wheel clean
+.PHONY: test test-all test-models test-frameworks test-studies test-papers test-gpu bench bench-gpu demo studies docs lint wheel clean
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W error -n 2 --dist worksteal -q $(ARGS)
@@ -41,6 +41,9 @@ demo: $(VENV)/.demo
 
 studies: $(VENV)/.weights
 	$(BIN)/python benchmarks/evidence/run.py $(ARGS)
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -29,12 +29,12 @@ class Classifier(Cnn):
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_code_in_documents_runs(path, tmp_path, monkeypatch):
     """All blocks of one document, in order, in one namespace that has the names a user would have."""
     monkeypatch.chdir(tmp_path)
     found = blocks(path)
-    assert found or path.stem in ("limits", "results", "supported", "performance", "gpu", "papers"), "no code blocks"
+    assert found or path.name != "README.md", "no code blocks"
     images = torch.randn(4, 3, 8, 8)
     loader = [(images, torch.randint(2, (4,)), torch.randn(4, 2, 4, 4))] * 8
     names = {

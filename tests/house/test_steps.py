@@ -1,4 +1,4 @@
-"""The price of a step, as docs/performance.md opens with it."""
+"""The price of a step, as docs/guides/cost.md opens with it."""
 
 import importlib
 import json

@@ -4,10 +4,10 @@ import pytest
 from helpers import ROOT
 
 SCRIPTS = [
-    ("benchmarks/speed/steps.py", "performance.md"),
-    ("benchmarks/speed/bench.py", "performance.md"),
-    ("benchmarks/speed/parts.py", "performance.md"),
-    ("tests/models/table.py", "supported.md"),
+    ("benchmarks/speed/steps.py", "guides/cost.md"),
+    ("benchmarks/speed/bench.py", "guides/cost.md"),
+    ("benchmarks/speed/parts.py", "guides/cost.md"),
+    ("tests/models/table.py", "help/supported.md"),
 ]
 
 

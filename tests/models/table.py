@@ -1,4 +1,4 @@
-"""The table of docs/supported.md, from what `make test-models` has found: python tests/models/table.py"""
+"""The table of docs/help/supported.md, from what `make test-models` has found: python tests/models/table.py"""
 
 import json
 from collections import Counter

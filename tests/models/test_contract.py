@@ -149,6 +149,6 @@ def train_once(wrapper: AuxNASWrapper, call: Inputs) -> None:
 
 
 def note(library: str, name: str, taps: int) -> None:
-    """One line of the table of docs/supported.md."""
+    """One line of the table of docs/help/supported.md."""
     with RESULTS.open("a") as file:
         file.write(json.dumps({"library": library, "name": name, "taps": taps}) + "\n")

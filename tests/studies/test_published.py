@@ -1,4 +1,4 @@
-"""What docs/results.md says of the studies is what their commands print, from runs that they ask for."""
+"""What docs/results says of the studies is what their commands print, from runs that they ask for."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from test_methods import ROOT
 
 from auxnas_layers.verdict import is_learned
 
-RESULTS = (ROOT / "docs" / "results.md").read_text()
+RESULTS = "\n".join(path.read_text() for path in sorted((ROOT / "docs" / "results").glob("*.md")))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_published_tables_are_printed_by_their_command(study, found, capsys):
     printed = [block for block in capsys.readouterr().out.strip().split("\n\n") if block]
     assert printed
     for block in printed:
-        assert block in RESULTS, f"run.py {study} --table prints another table than docs/results.md has:\n{block}"
+        assert block in RESULTS, f"run.py {study} --table prints another table than docs/results has:\n{block}"
 
 
 def test_every_table_of_the_studies_is_printed_by_a_command(found, capsys):
@@ -43,7 +43,7 @@ def test_every_table_of_the_studies_is_printed_by_a_command(found, capsys):
     printed, published = capsys.readouterr().out, RESULTS[RESULTS.index("## Does it help?") :]
     assert len(tables(published)) > 20
     for table in tables(published):
-        assert table in tables(printed), f"docs/results.md has a table that no command prints:\n{table}"
+        assert table in tables(printed), f"docs/results has a table that no command prints:\n{table}"
 
 
 def tables(text):
