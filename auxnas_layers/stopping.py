@@ -26,7 +26,7 @@ Loss = Callable[[Any, Any], Tensor]
 class StopRule:
     """Decides which auxiliaries go on: at a fifth of training those that are learned, at half those that also help.
 
-    By its defaults it is the rule of the studies (docs/results/index.md, "Do no harm"). It measures up to half of training,
+    By its defaults it is the rule of the studies (docs/results, "Do no harm"). It measures up to half of training,
     at the beginning of some steps, on held-out samples, and leaves no trace: no gradients, buffers or random states
     change. Once no auxiliary goes on, it closes the wrapper's edges into the primary.
 

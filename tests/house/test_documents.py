@@ -15,6 +15,8 @@ def blocks(path: Path) -> list[tuple[str, int, str]]:
     found = []
     for match in re.finditer(r"^```(python|diff)\n(.*?)^```", text, re.S | re.M):
         code = match[2]
+        if code.startswith("--8<--"):  # a whole example, which its own test runs
+            continue
         if match[1] == "diff":
             code = "\n".join(line[1:] for line in code.splitlines() if not line.startswith("-"))
         found.append((match[1], text[: match.start()].count("\n"), code))
@@ -59,5 +61,7 @@ def test_documents_name_only_files_and_targets_that_exist():
         text = path.read_text()
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
+        for shown in re.findall(r'(?m)^--8<-- "([^":]+)', text):
+            assert (ROOT / shown).exists(), f"{path.name}: {shown}"
         for target in re.findall(r"(?m)(?:^|`)make ([\w-]+)", text):
             assert f"\n{target}:" in makefile, f"{path.name}: make {target}"
