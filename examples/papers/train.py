@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from backbones import BACKBONES
-from experiment import DATA, Experiment
+from experiment import Experiment
+from images import DATA
 from made_files import MAKERS
 from methods import METHODS, SHARED, SINGLE
 from report import print_table

@@ -75,8 +75,8 @@ def test_a_resumed_run_ends_as_an_unbroken_one(method, nyu, tmp_path, monkeypatc
     more = ["--from-checkpoints", *checkpoints] if method == "aux-nas" else []
     whole = run(nyu, tmp_path / "whole", *more, method=method).run()
     broken = run(nyu, tmp_path / "broken", *more, method=method)
-    first = broken.train_epoch
-    monkeypatch.setattr(broken, "train_epoch", lambda epoch: first(epoch) if epoch == 0 else 1 / 0)
+    first = broken.training.epoch
+    monkeypatch.setattr(broken.training, "epoch", lambda number, writer: 1 / 0 if number else first(number, writer))
     with pytest.raises(ZeroDivisionError):
         broken.run()
     resumed = run(nyu, tmp_path / "broken", "--resume", *more, method=method).run()
@@ -87,7 +87,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(method, nyu, tmp_path, monkeypatc
 
 
 def test_joined_networks_start_from_what_was_trained(nyu, tmp_path, checkpoints):
-    wrapper = run(nyu, tmp_path, "--from-checkpoints", *checkpoints, method="aux-nas").model
+    wrapper = run(nyu, tmp_path, "--from-checkpoints", *checkpoints, method="aux-nas").training.model
     for net, checkpoint in zip((wrapper.primary_net, wrapper.aux_net), checkpoints, strict=True):
         state = torch.load(checkpoint, weights_only=True)["state"]
         assert all(value.equal(state[key]) for key, value in net.state_dict().items())
@@ -97,15 +97,17 @@ def test_joined_networks_start_from_what_was_trained(nyu, tmp_path, checkpoints)
 
 def test_gates_and_weights_are_trained_on_other_images(nyu, tmp_path, monkeypatch, checkpoints):
     made_files.nyuv2(tmp_path / "data")
-    experiment = run(tmp_path / "data", tmp_path, "--held-out", 0, "--from-checkpoints", *checkpoints, method="aux-nas")
+    training = run(
+        tmp_path / "data", tmp_path, "--held-out", 0, "--from-checkpoints", *checkpoints, method="aux-nas"
+    ).training
     seen = []
 
     def step(batch, progress, optimisers):
         seen.append((batch["image"].sum().item(), [type(optimiser).__name__ for optimiser in optimisers]))
         return 0.0
 
-    monkeypatch.setattr(experiment, "step", step)
-    experiment.train_epoch(0)
+    monkeypatch.setattr(training, "step", step)
+    training.epoch(0, None)
     kinds = [kind for _, kind in seen]
     assert kinds == [["Adam"], ["SGD"]] and len({image for image, _ in seen}) == 2
 
@@ -136,20 +138,20 @@ def test_what_has_no_pretrained_weights_learns_faster(name, kind, factor):
 
 
 def test_two_networks_learn_at_one_rate_without_their_gates(nyu, tmp_path, checkpoints):
-    experiment = run(nyu, tmp_path, "--from-checkpoints", *checkpoints, method="aux-nas")
-    weights, gates = experiment.optimisers
+    training = run(nyu, tmp_path, "--from-checkpoints", *checkpoints, method="aux-nas").training
+    weights, gates = training.optimisers
     assert [group["lr"] for group in weights.param_groups] == [RECIPES["vgg16"].joined_lr]
-    assert {id(p) for p in weights.param_groups[0]["params"]} == {id(p) for p in experiment.model.weight_parameters()}
-    assert {id(p) for p in gates.param_groups[0]["params"]} == {id(p) for p in experiment.model.arch_parameters()}
+    assert {id(p) for p in weights.param_groups[0]["params"]} == {id(p) for p in training.model.weight_parameters()}
+    assert {id(p) for p in gates.param_groups[0]["params"]} == {id(p) for p in training.model.arch_parameters()}
 
 
 def test_rates_fall_by_the_power(nyu, tmp_path):
-    experiment = run(nyu, tmp_path, method="single-task", epochs=4)
+    training = run(nyu, tmp_path, method="single-task", epochs=4).training
     rates = []
     for epoch in range(4):
-        experiment.train_epoch(epoch)
-        rates.append(experiment.optimisers[0].param_groups[0]["lr"])
-    last = [(epoch + 1) / 4 - 1 / experiment.steps for epoch in range(4)]  # progress of the last step of each epoch
+        training.epoch(epoch, None)
+        rates.append(training.optimisers[0].param_groups[0]["lr"])
+    last = [(epoch + 1) / 4 - 1 / training.steps for epoch in range(4)]  # progress of the last step of each epoch
     assert rates == pytest.approx([RECIPES["vgg16"].lr * (1 - progress) ** 0.9 for progress in last])
 
 
@@ -163,18 +165,18 @@ def test_maps_are_judged_in_pixels_of_the_labels():
 def test_tapped_layers_are_compiled(nyu, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
-    experiment = run(nyu, tmp_path, "--compile")
-    assert compiled == [experiment.model.primary_net.get_submodule(tap) for tap in SMALL["vgg16"].taps]
+    training = run(nyu, tmp_path, "--compile").training
+    assert compiled == [training.model.primary_net.get_submodule(tap) for tap in SMALL["vgg16"].taps]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_runs_in_lower_precision(precision, nyu, tmp_path):
-    experiment = run(nyu, tmp_path, "--amp", precision)
-    experiment.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=precision == "fp16")  # it begins at 65536
-    before = [p.clone() for p in experiment.model.primary_net.parameters()]
-    experiment.train_epoch(0)
-    assert any(not p.equal(old) for p, old in zip(experiment.model.primary_net.parameters(), before, strict=True))
-    assert all(p.isfinite().all() for p in experiment.model.parameters())
+    training = run(nyu, tmp_path, "--amp", precision).training
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=precision == "fp16")  # it begins at 65536
+    before = [p.clone() for p in training.model.primary_net.parameters()]
+    training.epoch(0, None)
+    assert any(not p.equal(old) for p, old in zip(training.model.primary_net.parameters(), before, strict=True))
+    assert all(p.isfinite().all() for p in training.model.parameters())
 
 
 def test_two_processes_train_one_network(nyu, tmp_path):
