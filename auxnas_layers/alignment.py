@@ -93,7 +93,10 @@ class Alignment:
         """A loss, and its gradient in the primary's parameters, of length 1, or 0 if it is all zeros."""
         parameters = [p for p in self._wrapper.primary_net.parameters() if p.requires_grad]
         if not parameters:
-            raise SearchError("no parameter of the primary requires gradients, so no auxiliary can help or harm it")
+            raise SearchError(
+                "no parameter of the primary requires gradients, so no auxiliary can help or harm it; unfreeze some, "
+                "as by wrapper.primary_net.requires_grad_()"
+            )
         if not loss.requires_grad:
             raise SearchError(f"{name} has no gradient; compute it anew at each call, outside torch.no_grad()")
         try:  # several losses may come from one forward
@@ -188,7 +191,10 @@ def explained_loss(loss: Callable[[Any, Any], Tensor], outputs: Any, labels: Any
         own, other = numbers(torch.stack([loss(outputs, chosen) for chosen in (labels, others)]))
     for found in (own, other):
         if not 0 <= found < inf:
-            raise SearchError(f"the loss is {found}; a share needs one that is finite and not negative")
+            raise SearchError(
+                f"explained_loss takes losses that are finite and not negative; found {found}; check the loss and the "
+                "labels, which may all be missing"
+            )
     return 1 - own / other if other else 0.0
 
 

@@ -49,13 +49,19 @@ class Arguments:
         edges = self.edges[direction]
         made = self.searches[direction.aux].make_gates(edges, to_primary=direction.inward)
         if len(made.closed) != len(edges):
-            raise SearchError(f"the search made {len(made.closed)} gates for {len(edges)} edges of {direction}")
+            raise SearchError(
+                f"the search made {len(made.closed)} gates for {len(edges)} edges of {direction}; make_gates returns "
+                "one for each edge that it gets"
+            )
         return made
 
     def _fusion(self, *args: Any, **options: Any) -> Fusion:
         made = self.fusion(*args, **options)
         if not isinstance(made, Fusion):
-            raise SearchError(f"fusion makes an auxnas_layers.fusion.Fusion; found {type(made).__name__}")
+            found = type(made).__name__
+            raise SearchError(
+                f"fusion makes an auxnas_layers.fusion.Fusion; found {found}; derive its class from Fusion"
+            )
         return made
 
     def make_fusion(self, layer: Layer, edges: Sequence[Edge]) -> Fusion:

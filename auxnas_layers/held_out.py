@@ -29,7 +29,7 @@ class HeldOut(Iterator[Any]):
 
     def __init__(self, batches: Iterable[Any]) -> None:
         if isinstance(batches, list | tuple) and not batches:
-            raise SearchError(f"held_out has no batch; give a list of batches or a data loader, not {batches!r}")
+            raise SearchError(f"held_out gives no batch; give a list of batches or a data loader, not {batches!r}")
         self._batches = batches
         self._iterator: Iterator[Any] | None = None
         self.taken = self._read = 0

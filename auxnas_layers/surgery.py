@@ -66,9 +66,9 @@ def _parameters(wrapper: nn.Module) -> list[nn.Parameter]:
     primary = getattr(wrapper, "primary_net", None)
     if not isinstance(primary, nn.Module):
         raise SearchError(
-            "the wrapper, or another module with a primary_net, has the parameters to join gradients in; found "
-            f"{type(wrapper).__name__}. Of a module in DistributedDataParallel give ddp.module, and average gradients "
-            "by hand"
+            f"surgery_backward takes the wrapper, or another module that has a primary_net; found a "
+            f"{type(wrapper).__name__}. Where it is inside another one, as in DistributedDataParallel, give the inner "
+            "one, ddp.module, and average gradients by hand"
         )
     return list(primary.parameters())
 

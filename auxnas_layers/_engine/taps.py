@@ -14,6 +14,7 @@ from auxnas_layers._torch.compiled import uncompiled
 from auxnas_layers._torch.hooks import hooked
 from auxnas_layers._torch.state import CallState
 from auxnas_layers.errors import TapError
+from auxnas_layers.features.dry_run import CALLED_AGAIN
 from auxnas_layers.features.inputs import Inputs
 from auxnas_layers.features.outputs import find_feature, put_feature
 from auxnas_layers.features.taps import PRIMARY, Layer, Point
@@ -71,10 +72,7 @@ class Visits:
             TapError: If it is not the next one.
         """
         if name in self.names[: self.count]:
-            raise TapError(
-                f"{self.role} tap {name!r} was called more than once in one forward; tap a layer that is called once, "
-                "such as the block around it, or use two modules for the network's two calls"
-            )
+            raise TapError(f"{self.role} tap {name!r} {CALLED_AGAIN}")
         if name != self.names[self.count]:
             raise TapError(
                 f"{self.role} tap {name!r} was reached before {self.names[self.count]!r}; list the taps in "

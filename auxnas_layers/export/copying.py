@@ -56,7 +56,8 @@ def copy_networks(nets: Sequence[Net], left_behind: Collection[nn.Module] = ()) 
         _drop_own_forwards(copied)
         _refuse_company(net, memo, left_behind)  # to which functions may have led
         if problems := _differences(net, copied):
-            raise ExportError(bullets(f"deepcopy of {type(net).__name__} does not give the same network:", problems))
+            rule = f"deepcopy of {type(net).__name__} does not give the same network"
+            raise ExportError(bullets(f"{rule}; mend the __deepcopy__ of what differs:", problems))
     return copies
 
 

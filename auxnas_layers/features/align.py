@@ -118,7 +118,10 @@ def _plan(
     target_grid = _grid(target, target_shape, hint=_direct(source, source_shape))
     kept = [axis for axis in source.places if axis in target.places]
     if len(kept) > max(_POOL) and any(source_grid[axis] != target_grid[axis] for axis in kept):
-        raise LayoutError(f"at most {max(_POOL)} place axes can be resized at once, here {len(kept)}: {' '.join(kept)}")
+        raise LayoutError(
+            f"at most {max(_POOL)} place axes can be resized at once, here {len(kept)}: {' '.join(kept)}; tap layers "
+            "whose sizes agree in all of them"
+        )
     return _Plan(
         source=source,
         grid=source_grid,

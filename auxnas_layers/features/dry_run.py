@@ -19,6 +19,11 @@ from auxnas_layers.features.outputs import check_rebuilds, features, find_featur
 from auxnas_layers.features.taps import PRIMARY, Point
 from auxnas_layers.features.undisturbed import undisturbed
 
+CALLED_AGAIN = (
+    "is called more than once in one forward; tap a layer that is called once, such as the block around it, or use two "
+    "modules for the network's two calls"
+)
+
 
 @dataclass(frozen=True)
 class LayerInfo:
@@ -188,9 +193,7 @@ def call_problems(role: str, names: Sequence[str], found: Mapping[str, LayerInfo
                 f"{role} {name!r} is not called on these inputs in eval mode; list_taps(net, *inputs) prints what is"
             )
         elif info.calls > 1:
-            problems.append(
-                f"{role} {name!r} is called {info.calls} times in one forward; tap a layer that is called once"
-            )
+            problems.append(f"{role} {name!r} {CALLED_AGAIN}")
         elif info.shape is None:
             problems.append(f"{role} {name!r} {info.problem}")
     called = [name for name in order if name in names]

@@ -97,7 +97,10 @@ class Layout:
             LayoutError: If the shape has another number of dimensions.
         """
         if len(shape) != len(self.dimensions):
-            raise LayoutError(f"layout {self.text!r} has {len(self.dimensions)} dimensions, the feature {tuple(shape)}")
+            raise LayoutError(
+                f"layout {self.text!r} has {len(self.dimensions)} dimensions, the feature {tuple(shape)}; name each of "
+                "its dimensions"
+            )
         return shape[self.channel_dim]
 
 

@@ -154,7 +154,10 @@ def _by_depth(primary: Sequence[Part], aux: Sequence[Part]) -> list[tuple[Part, 
     if fitting := [(a, b) for a, b in pairs if not _misfit(a, b)]:
         return fitting
     found = [[f"{part.name!r} {part.info.shape}" for part in parts] for parts in (primary, aux)]
-    raise TapError(f"no layers of the two networks fit each other; primary {found[0]}, aux {found[1]}")
+    raise TapError(
+        f"no layers of the two networks fit each other; primary {found[0]}, aux {found[1]}; write taps=[(primary name, "
+        "aux name), ...] yourself, with Tap(..., primary_layout=..., aux_layout=...) where a layout is read wrongly"
+    )
 
 
 def _with_listeners(primary: Part, receivers: Sequence[Part]) -> list[tuple[Part, Part]]:
@@ -180,7 +183,8 @@ def _with_listeners(primary: Part, receivers: Sequence[Part]) -> list[tuple[Part
         )
     pairs = list(zip(_spread(parts, count), receivers, strict=True))
     if wrong := [f"primary {a.name!r} -> aux {b.name!r}: {why}" for a, b in pairs if (why := _misfit(a, b))]:
-        raise TapError(bullets("these listeners do not fit the primary's layers of the same depth:", wrong))
+        rule = "these listeners do not fit the primary's layers of the same depth; write taps=[...] yourself:"
+        raise TapError(bullets(rule, wrong))
     return pairs
 
 

@@ -111,9 +111,10 @@ class Fusion(EdgeWeights):
             raise LayoutError(f"the channels are not known yet: give them to {kind}(...), or call materialise(...)")
         if isinstance(sources, Mapping):  # whoever knows which edges are open need not look at any gate
             return self.fuse(x, sources)
-        found = 0 if gates is None else len(gates)
-        if not len(sources) == found == len(self.weights):
-            raise LayoutError(f"{len(self.weights)} edges need as many sources and gates; {len(sources)}, {found}")
+        edges, found = len(self.weights), 0 if gates is None else len(gates)
+        if not len(sources) == found == edges:
+            rule = f"a fusion of {edges} edges takes {edges} sources and {edges} gates"
+            raise LayoutError(f"{rule}; found {len(sources)} and {found}")
         assert gates is not None
         values = numbers(gates) if isinstance(gates, Tensor) else gates
         return self.fuse(x, {j: (sources[j], gates[j]) for j, value in enumerate(values) if value != 0})

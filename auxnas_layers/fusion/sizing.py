@@ -98,8 +98,9 @@ class EdgeWeights(nn.Module):
             LayoutError: If the weights have sizes for other channels, or these cannot be fused.
         """
         if len(source_channels) != len(self.weights):
-            found = len(source_channels)
-            raise LayoutError(f"the fusion has {len(self.weights)} edges, and the channels of {found} were given")
+            edges = len(self.weights)
+            rule = f"the fusion has {edges} edges, so it takes the channels of {edges} sources"
+            raise LayoutError(f"{rule}; found {len(source_channels)}")
         sizes = (channels, *source_channels)
         if self._sizes is None:
             own = self.weights[0].device if len(self.weights) else None
@@ -107,7 +108,8 @@ class EdgeWeights(nn.Module):
                 self._start_(sizes, device, dtype)
         elif self._sizes != sizes:
             was, needed = ([(s[0], count) for count in s[1:]] for s in (self._sizes, sizes))
-            raise LayoutError(f"the fusion has weights (C, D) {was}, the features need {needed}")
+            differ = f"the fusion has weights (C, D) {was}, the features need {needed}"
+            raise LayoutError(f"{differ}; make the fusion, or the wrapper, anew")
         self.channel_dim = self.channel_dim if channel_dim is None else channel_dim
 
     @torch.no_grad()

@@ -74,7 +74,10 @@ class EdgeMatrix:
         """The pairs that the matrix of this direction allows."""
         matrix = self.aux_to_primary if to_primary or self.primary_to_aux is None else self.primary_to_aux
         if len(matrix) != taps:
-            raise SearchError(f"the search space is for {len(matrix)} taps, and there are {taps}")
+            raise SearchError(
+                f"the search space is for {len(matrix)} taps, and there are {taps}; give a matrix of {taps} rows and "
+                "columns"
+            )
         return tuple((s, t) for t, row in enumerate(matrix) for s, allowed in enumerate(row) if allowed)
 
 

@@ -121,7 +121,10 @@ def test_what_is_wrong_is_said():
     wrapper = wrap()
     alignment, x = Alignment(wrapper), torch.ones(2, 2)
     loss = wrapper.primary_net(x).sum()
-    with pytest.raises(SearchError, match="no parameter of the primary requires gradients"):
+    with pytest.raises(
+        SearchError,
+        match=r"no parameter of the primary requires gradients, .*, as by wrapper.primary_net.requires_grad_\(\)",
+    ):
         Alignment(wrap(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False))).measure(lambda: loss, lambda: loss)
     with pytest.raises(SearchError, match="the wrapper is in eval mode; measure in train mode"):
         Alignment(wrap().eval()).measure(lambda: loss, lambda: loss)
@@ -283,7 +286,9 @@ def test_the_share_is_that_of_the_loss_with_the_labels_of_others():
     with pytest.raises(SearchError, match="1 samples have no labels of others"):
         explained_loss(nn.functional.l1_loss, outputs[:1], labels[:1])
     for bad in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(SearchError, match=f"the loss is {bad}; a share needs one that is finite and not negative"):
+        with pytest.raises(
+            SearchError, match=f"explained_loss takes losses that are finite and not negative; found {bad}; check"
+        ):
             explained_loss(lambda _, chosen: torch.tensor(2.0 if chosen is labels else bad), outputs, labels)
 
 

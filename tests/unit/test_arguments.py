@@ -148,7 +148,9 @@ def test_a_search_of_ones_own_that_makes_too_few_gates_is_an_error():
         def make_gates(self, wires, *, to_primary):
             return SigmoidGate(1, 0.5)
 
-    with pytest.raises(SearchError, match="the search made 1 gates for 3 edges of aux_to_primary"):
+    with pytest.raises(
+        SearchError, match="the search made 1 gates for 3 edges of aux_to_primary; make_gates returns one for each"
+    ):
         make(Short())
 
 
@@ -157,7 +159,9 @@ def test_a_search_of_ones_own_that_makes_too_few_gates_is_an_error():
 def test_norms_and_activations_of_another_kind_are_an_error(fusion, options):
     with pytest.raises(SearchError, match=r"norm makes a module .* as norm=torch.nn.LayerNorm does; activation is a"):
         make(AuxG(), fusion=partial(fusion, **options))
-    with pytest.raises(SearchError, match="fusion makes an auxnas_layers.fusion.Fusion; found Identity"):
+    with pytest.raises(
+        SearchError, match="fusion makes an auxnas_layers.fusion.Fusion; found Identity; derive its class from Fusion"
+    ):
         make(AuxNAS(), fusion=nn.Identity)
 
 

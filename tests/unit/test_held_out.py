@@ -28,7 +28,7 @@ def test_batches_go_on_where_they_were(taken):
 
 
 def test_without_a_batch_it_says_what_to_give():
-    refuses(SearchError, "held_out has no batch; give a list of batches or a data loader, not []", HeldOut, [])
+    refuses(SearchError, "held_out gives no batch; give a list of batches or a data loader, not []", HeldOut, [])
     batches = HeldOut(iter([1]))
     next(batches)
     with pytest.raises(SearchError, match=r"no batch \(1 so far\).*not a list_iterator that has ended"):

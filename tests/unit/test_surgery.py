@@ -264,8 +264,9 @@ def test_what_is_wrong_is_said():
     )
     refuses(
         SearchError,
-        "the wrapper, or another module with a primary_net, has the parameters to join gradients in; found Linear. Of "
-        "a module in DistributedDataParallel give ddp.module, and average gradients by hand",
+        "surgery_backward takes the wrapper, or another module that has a primary_net; found a Linear. Where it is "
+        "inside another one, as in DistributedDataParallel, give the inner one, ddp.module, and average gradients by "
+        "hand",
         surgery_backward,
         nn.Linear(2, 2),
         losses,

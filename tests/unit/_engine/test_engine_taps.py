@@ -89,7 +89,7 @@ def test_a_tap_called_again_or_too_early_is_named():
                 wrapper.primary_net.__class__ = Mlp
             if not lockstep:
                 wrapper.close_aux_to_primary_()
-            with pytest.raises(TapError, match=f"{side} tap 'b' was called more than once in one forward"):
+            with pytest.raises(TapError, match=f"{side} tap 'b' is called more than once in one forward"):
                 wrapper(torch.full((3, 8), 1.0))
             with pytest.raises(TapError, match=f"{side} tap 'b' was reached before 'a'; list the taps in the order"):
                 wrapper(torch.full((3, 8), 2.0))

@@ -20,7 +20,8 @@ def test_export_refuses_a_network_whose_copy_is_another():
     wrapper.close_aux_to_primary_()
     with pytest.raises(
         ExportError,
-        match="deepcopy of Odd does not give the same network:\n  - the classes.*\n  - 'layer1.0.weight' differs",
+        match="deepcopy of Odd does not give the same network; mend the __deepcopy__ of what differs:\n"
+        "  - the classes.*\n  - 'layer1.0.weight' differs",
     ):
         wrapper.export_primary()
 

@@ -554,7 +554,9 @@ def test_a_grid_that_needs_no_unfolding_stays_flat():
 
 
 def test_four_places_at_once_are_an_error():
-    message = "at most 3 place axes can be resized at once, here 4: d e h w"
+    message = (
+        "at most 3 place axes can be resized at once, here 4: d e h w; tap layers whose sizes agree in all of them"
+    )
     both_ways(message, "b c d e h w", (1, 2, 3, 3, 3, 3), "b d e h w c", (1, 3, 3, 3, 4, 2))
     x = torch.randn(1, 2, 3, 3, 3, 3)
     assert torch.equal(aligned(x, "b c d e h w", (1, 3, 3, 3, 3, 2), "b d e h w c"), x.movedim(1, -1))

@@ -160,7 +160,9 @@ def test_the_trial_call_tells_everything_that_the_taps_miss_at_once():
     assert "aux 'spare' is not called on these inputs in eval mode; list_taps(net, *inputs) prints what is" in str(
         error.value
     )
-    assert "aux 'layer1' is called 2 times in one forward; tap a layer that is called once" in str(error.value)
+    assert "aux 'layer1' is called more than once in one forward; tap a layer that is called once, such as" in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ def test_renaming_touches_whole_names_only():
 
 @pytest.mark.parametrize("text, shape", [("b c", (2, 3, 4)), ("b c h w", (2, 3)), ("b 1+(h w) c", (2, 5, 5, 3))])
 def test_a_shape_of_another_rank_is_an_error(text, shape):
-    message = f"layout {text!r} has {len(Layout(text).dimensions)} dimensions, the feature {shape}"
+    own = len(Layout(text).dimensions)
+    message = f"layout {text!r} has {own} dimensions, the feature {shape}; name each of its dimensions"
     with pytest.raises(LayoutError, match=f"^{re.escape(message)}$"):
         Layout(text).channels(shape)
     for args in [(text, shape, "b c", (2, 3)), ("b c", (2, 3), text, shape)]:

@@ -525,7 +525,10 @@ def test_nothing_to_tap_is_an_error_that_says_in_which_network():
 
 
 def test_networks_whose_samples_do_not_fit_are_an_error():
-    with pytest.raises(TapError, match=r"no layers of the two networks fit each other; primary .*'layer1.2' \(2, 6,"):
+    with pytest.raises(
+        TapError,
+        match=r"(?s)no layers of the two networks fit each other; primary .*'layer1.2' \(2, 6,.*; write taps=\[",
+    ):
         suggest_taps(Cnn(), Cnn(), IMAGES, aux_inputs=(torch.randn(3, 3, 16, 16),))
 
 
@@ -599,7 +602,9 @@ def test_a_listener_that_cannot_be_tapped_is_an_error():
         def forward(self, x):
             return self.hear(x, 8, 8) + self.hear(x, 8, 8) + self.other(x, 8, 8)
 
-    with pytest.raises(TapError, match=r"aux 'hear' is called 2 times in one forward; tap a layer that is called once"):
+    with pytest.raises(
+        TapError, match=r"aux 'hear' is called more than once in one forward; tap a layer that is called"
+    ):
         suggest_taps(Stages(), Twice(), IMAGES)
     with pytest.raises(TapError, match=r"primary 'layer3' -> aux 'ears.0': 2 samples cannot meet 3"):
         suggest_taps(Stages(), Heads(1), IMAGES, aux_inputs=(torch.randn(3, 3, 16, 16),))

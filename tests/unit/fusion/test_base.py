@@ -61,8 +61,9 @@ def test_sizing_again_to_other_sizes_is_an_error(channels, widths):
     fusion = CrossTaskFusion(3, [5, 2])
     needed = [(channels, width) for width in widths]
     message = f"the fusion has weights (C, D) [(3, 5), (3, 2)], the features need {needed}"
+    message += "; make the fusion, or the wrapper, anew"
     if len(widths) != 2:
-        message = f"the fusion has 2 edges, and the channels of {len(widths)} were given"
+        message = f"the fusion has 2 edges, so it takes the channels of 2 sources; found {len(widths)}"
     with pytest.raises(LayoutError, match=f"^{re.escape(message)}$"):
         fusion.materialise(channels, widths)
     assert [weight.shape for weight in fusion.weights] == [(3, 5), (3, 2)]
@@ -148,7 +149,7 @@ def test_a_lazy_fusion_refuses_a_state_of_fewer_edges():
 @pytest.mark.parametrize("sources, gates", [(1, 2), (2, 1), (1, 1), (3, 3), (0, 0), (3, 2)])
 def test_another_number_of_sources_or_gates_is_an_error(sources, gates):
     fusion, x = CrossTaskFusion(3, [3, 3]), torch.randn(2, 3)
-    message = f"2 edges need as many sources and gates; {sources}, {gates}"
+    message = f"a fusion of 2 edges takes 2 sources and 2 gates; found {sources} and {gates}"
     for values in ([0.5] * gates, torch.zeros(gates)):
         with pytest.raises(LayoutError, match=f"^{message}$"):
             fusion(x, [x] * sources, values)

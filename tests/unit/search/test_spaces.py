@@ -117,13 +117,13 @@ def test_something_without_rows_is_no_matrix_either(matrix):
 
 @pytest.mark.parametrize("taps", [0, 1, 3])
 def test_a_matrix_for_another_number_of_taps_is_an_error(taps):
-    message = f"the search space is for 2 taps, and there are {taps}"
+    message = f"the search space is for 2 taps, and there are {taps}; give a matrix of {taps} rows and columns"
     for space in (EdgeMatrix([[1, 0], [1, 1]]), EdgeMatrix([[1, 0], [1, 1]], [[0, 0], [0, 0]])):
         for inward in (True, False):
             refuses(SearchError, message, space.edges, taps, to_primary=inward)
     refuses(
         SearchError,
-        "the search space is for 1 taps, and there are 2",
+        "the search space is for 1 taps, and there are 2; give a matrix of 2 rows and columns",
         EdgeMatrix([[1, 0], [1, 1]], [[1]]).edges,
         2,
         to_primary=False,
