@@ -26,10 +26,10 @@ class MixedBatchSampler(Sampler[list[int]]):
 
     Args:
         labelled: Numbers of the samples with a primary label.
-        other: Numbers of the samples without.
+        other: Numbers of the samples without a primary label.
         batch_size: Samples in a batch.
         labelled_share: Share of each batch that is labelled, in (0, 1); rounded to at least one sample of either kind.
-        seed: Of all orders.
+        seed: Seed of all orders.
         num_replicas: Number of processes that share the batches; leave it at 1 under accelerate, which shares them.
         rank: Number of this process.
 

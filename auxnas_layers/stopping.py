@@ -1,4 +1,4 @@
-"""The stop rule: auxiliaries that are not learned, or of which nothing says that they help, are left out."""
+"""The stop rule: it stops auxiliaries that are not learned, or that do not seem to help."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ class StopRule:
         wrapper: The wrapper, not inside `DistributedDataParallel`; or another module that has a `primary_net` and
             returns a pair of outputs, the primary's and the auxiliary's, the latter by name if there are several.
         held_out: Batches of held-out samples with primary and auxiliary labels: a list or a data loader, read again
-            from its beginning after the last one. Take validation samples, never such as are trained on.
+            from its beginning after the last one. Take validation samples, not training samples.
         primary_loss: Primary loss, of the primary's outputs and a batch.
         aux_loss: Auxiliary loss, not negative, of the auxiliary's outputs and a batch; with several, a mapping from
             names to losses. Its weight in the training loss does not matter here.
@@ -42,8 +42,9 @@ class StopRule:
         other_labels: The batch with the labels of other samples; by default every tensor, with the samples first, in
             another order.
         measurements: Measurements up to `until` (studies: 30); a verdict takes at least 10.
-        explains: Share of its held-out loss that an auxiliary must explain, unitless (studies: 0.02); None: no matter.
-        learned_by: Progress by which it must, in (0, 1]; measured from half of that on (studies: 0.2).
+        explains: Share of its held-out loss that an auxiliary must explain, unitless (studies: 0.02); None: any share.
+        learned_by: Progress by which it must explain that share, in (0, 1]; measured from half of this progress on
+            (studies: 0.2).
         until: Progress up to which cosines are measured, and at which they decide, in (0, 1] (studies: 0.5).
 
     Raises:
@@ -88,9 +89,10 @@ class StopRule:
         self._next = self._reached = 0.0
 
     def step(self, progress: float, batch: Any) -> tuple[str, ...]:
-        """Decide, measure if it is time to, and say which auxiliaries go on; call it before the forward of each step.
+        """Decide and measure when it is time, and return which auxiliaries go on.
 
-        A measurement is taken without autocast to float16, whose gradients could vanish.
+        Call it before the forward of each step. A measurement is taken without autocast to float16, whose gradients
+        could vanish.
 
         Args:
             progress: Share of training that is done, in [0, 1], such as ``step / total_steps``; the same everywhere if

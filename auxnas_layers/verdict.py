@@ -1,4 +1,4 @@
-"""What measurements say of an auxiliary: whether it is learned, whether it helps, and whether it goes on."""
+"""What measurements tell about an auxiliary: whether it is learned, whether it helps, and whether it goes on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def is_aligned(cosines: Sequence[float]) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a stop rule has found of one auxiliary, and whether it goes on.
+    """What a stop rule has found out about one auxiliary, and whether it goes on.
 
     Args:
         stopped_at: Progress at which it was stopped, in [0, 1]; None: it goes on.

@@ -18,15 +18,15 @@ class ExportReport:
         dropped: The edges of the training graph that are gone; those into the primary first.
         cut: The edges into the primary among them that were still open, and were cut because ``allow_open=True``.
         kept: The edges that are still there, if both networks are exported; otherwise None.
-        exact: Whether the primary's outputs in the wrapper are bitwise those of `primary_net` alone, of which the
-            exported network is a copy with the same bits; if both networks are exported, or edges were cut, whether the
-            outputs of the exported network are bitwise those of the wrapper. None: not compared, since there are no
-            inputs, or no tensors in the outputs.
+        exact: Whether the primary returns the same bits in the wrapper and alone; the exported network is a copy of it,
+            with the same bits in every parameter and buffer. If both networks are exported, or edges were cut: whether
+            the exported network returns the same bits as the wrapper. None: not compared, because there are no inputs,
+            or no tensors in the outputs.
         max_difference: Largest absolute difference between the outputs of the exported network and of the wrapper on
-            the example inputs in eval mode, in the outputs' unit. On a GPU it may be above 0 by rounding, since kernels
-            are chosen also by where weights lie in memory. None: as above.
-        noise: Largest absolute difference of the network from itself, called twice on the example inputs; 0.0 if it
-            repeats itself, or was not called twice, since nothing differed.
+            the example inputs in eval mode, in the outputs' unit. On a GPU rounding may differ, because kernels are
+            also chosen by where weights lie in memory. None: as above.
+        noise: Largest absolute difference between two calls of the same network on the example inputs; 0.0 if both
+            calls agree, or if nothing differed and there was no second call.
         training, primary, exported: Cost of the wrapper with all open edges, of the primary before, of the exported
             network. None: there are no inputs.
         auxiliary: Cost of the auxiliary networks alone, if they are exported too.

@@ -56,8 +56,8 @@ def list_taps(
         net: Any network; it is called once, or twice for the suggested layers, in eval mode, and left unchanged.
         example_inputs: Positional arguments of that call, or a single `Inputs`.
         pattern: Only layers whose names match it, such as ``"blocks.*.attn"``, by `fnmatch.fnmatchcase`.
-        depth: Only layers so many levels deep, at least 1: 2 for ``"blocks.0"`` and what is above.
-        suggested: Only what `suggest_taps` chooses from, of which it takes at most 12.
+        depth: Only layers at most this many levels deep, 1 or more; 2 includes ``"blocks.0"``, not ``"blocks.0.attn"``.
+        suggested: Only the layers that `suggest_taps` chooses from; it takes at most 12 of them.
         example_kwargs: Keyword arguments of that call. One called as an option above goes in `Inputs`:
             ``list_taps(net, Inputs((x,), {"depth": y}))``.
 

@@ -28,8 +28,8 @@ class CrossTaskFusion(Fusion):
         activation: Elementwise function that gives 0 for 0, such as `torch.nn.functional.gelu`.
         rank: Rank ``r`` of every ``W_j``: a product ``B_j A_j`` of ``(C, r)`` and ``(r, D_j)``, as in LoRA
             (arXiv 2106.09685), so that an edge costs ``r (C + D_j)`` multiplications at each place instead of
-            ``C D_j``. Where that is no less, and for None, ``W_j`` is full. A source that passes through unchanged at
-            the start does so beside the product, times a factor for each channel that is learned.
+            ``C D_j``. Where that is no less, and for None, ``W_j`` is full. Under ``start="identity"`` a source passes
+            through beside the product, times a learned factor for each channel.
 
     Shape:
         - x, sources, gates, output: see `Fusion`

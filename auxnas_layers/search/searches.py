@@ -26,8 +26,8 @@ class Search(Protocol):
     def choose(self, edges: Sequence[Edge]) -> Sequence[Edge]:
         """Which of the edges that the search space allows exist.
 
-        One that is returned closed has no weight and no gate; but the layer that it enters gets a fusion all the same,
-        if that acts without edges.
+        A closed edge has no weight and no gate. The layer that it enters still gets a fusion, if that fusion acts
+        without edges.
         """
         ...
 
@@ -207,7 +207,7 @@ class MTLNAS:
         gate_start: Value at which they start, in (0, 1].
         entropy: Weight of the entropy penalty, in units of the loss per nat (10 in the paper).
         entropy_ramp: Progress at which that weight starts to rise, and at which it is whole. The released search has
-            ``(0, 0)``, under which gates decide before the losses have told them much.
+            ``(0, 0)``: gates then decide before the losses have told them much.
         l1: Weight of an L1 penalty on the gates, each weighted by its edge's cost, in units of the loss.
         final_temperature: Temperatures of relaxed gates fall as ``(1 - progress)^2``, but not below this.
         own_share: Share of its own feature with which every tap starts, unitless (0.9, or 1, in the paper).
