@@ -3,15 +3,17 @@
 docs/guides/deployment.md shows the functions.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import ROOT
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import cross_entropy, interpolate
 from torchvision.models import googlenet, inception_v3
-from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
+from torchvision.models.segmentation import deeplabv3_resnet50
 
-from auxnas_layers import AuxG, AuxNASWrapper, Listener
+from auxnas_layers import AuxG, AuxNASOutput, AuxNASWrapper, Listener
 
 
 # --8<-- [start:head]
@@ -32,13 +34,22 @@ class AuxHead(nn.Module):
 # --8<-- [start:deeplab]
 def wrap_deeplab(net: nn.Module, images: Tensor) -> AuxNASWrapper:
     head, net.aux_classifier = net.aux_classifier, None  # deeplabv3_resnet50(aux_loss=True)
-    height, width = images.shape[2] // 8, images.shape[3] // 8  # of backbone.layer3, which has 1024 channels
+    height, width = images.shape[2] // 8, images.shape[3] // 8  # of backbone.layer3
     aux = AuxHead(head, 1024, height, width)
     taps = [("backbone.layer3", "feature")]
     return AuxNASWrapper(net, aux, taps, search=AuxG(own_share=0.0), example_inputs=images)
 
 
 # --8<-- [end:deeplab]
+
+
+# --8<-- [start:loss]
+def deeplab_loss(out: AuxNASOutput, masks: Tensor) -> Tensor:  # masks: (samples, height, width)
+    aux = interpolate(out.aux, size=masks.shape[1:], mode="bilinear", align_corners=False)
+    return cross_entropy(out.primary["out"], masks) + 0.5 * cross_entropy(aux, masks)
+
+
+# --8<-- [end:loss]
 
 
 # --8<-- [start:inception]
@@ -59,9 +70,11 @@ def wrap_googlenet(net: nn.Module, images: Tensor) -> AuxNASWrapper:
 
 
 # --8<-- [start:checkpoint]
-def without_head(net: nn.Module) -> nn.Module:
-    net.aux_classifier = None  # GoogLeNet: aux1 = aux2 = None; Inception v3: AuxLogits = None
-    return net
+HEADS = ("aux_classifier.", "aux1.", "aux2.", "AuxLogits.")
+
+
+def without_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith(HEADS)}
 
 
 # --8<-- [end:checkpoint]
@@ -79,6 +92,7 @@ def inception(aux: bool) -> nn.Module:
     return inception_v3(weights=None, num_classes=3, aux_logits=aux, init_weights=False)
 
 
+START = "# --8<-- [start:"
 NETWORKS = {
     "DeepLabV3": (deeplab, wrap_deeplab, (2, 3, 64, 64), "layer3", "classifier"),
     "GoogLeNet": (google, wrap_googlenet, (2, 3, 224, 224), "inception4a", "fc"),
@@ -123,29 +137,31 @@ def test_the_loss_of_a_head_trains_the_backbone_and_not_the_last_layers(case):
     assert all(g is None for name, g in gradients.items() if name.startswith(f"{untouched}."))
 
 
-def test_a_head_begins_as_it_was_in_the_network():
+def test_the_loss_begins_as_that_of_the_network_with_its_head():
     torch.manual_seed(0)
-    net, images = deeplab(True).eval(), torch.randn(2, 3, 64, 64)
+    net, images, masks = deeplab(True).eval(), torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64))
     with torch.no_grad():
-        before = net(images)["aux"]
-        aux = wrap_deeplab(net, images).eval()(images).aux
-    assert before.abs().max() > 0
-    assert torch.equal(interpolate(aux, size=(64, 64), mode="bilinear", align_corners=False), before)
+        before = net(images)
+        found = deeplab_loss(wrap_deeplab(net, images).eval()(images), masks)
+    assert torch.equal(found, cross_entropy(before["out"], masks) + 0.5 * cross_entropy(before["aux"], masks))
 
 
-@pytest.mark.parametrize("make", [deeplabv3_resnet50, deeplabv3_mobilenet_v3_large])
-def test_a_checkpoint_without_its_head_loads_strictly_and_computes_the_same(make):
+@pytest.mark.parametrize("make", [deeplab, google, inception])
+def test_a_checkpoint_without_its_heads_loads_strictly_and_computes_the_same(make):
     torch.manual_seed(0)
-    options = {"weights": None, "weights_backbone": None, "num_classes": 3}
-    net, images = make(**options, aux_loss=True).eval(), torch.randn(2, 3, 64, 64)
-    plain = make(**options, aux_loss=False).eval()
+    net, plain, images = make(True).eval(), make(False).eval(), torch.randn(2, 3, 96, 96)
     with torch.no_grad():
-        wanted = net(images)["out"]
-        plain.load_state_dict(without_head(net).state_dict())
-        assert torch.equal(plain(images)["out"], wanted)
+        wanted = net(images)
+        plain.load_state_dict(without_heads(net.state_dict()))
+        found = plain(images)
+    if make is deeplab:
+        found, wanted = found["out"], wanted["out"]
+    assert torch.equal(found, wanted)
 
 
 def test_the_page_shows_every_function_of_this_file():
     text = (ROOT / "docs" / "guides" / "deployment.md").read_text()
-    for section in ("head", "deeplab", "inception", "checkpoint"):
-        assert f'--8<-- "tests/models/test_auxiliary_heads.py:{section}"' in text
+    sections = [line[len(START) : -1] for line in Path(__file__).read_text().splitlines() if line.startswith(START)]
+    assert len(sections) == 5
+    for section in sections:
+        assert f'--8<-- "tests/models/test_auxiliary_heads.py:{section}"' in text, section
