@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from auxnas_layers.arguments import read_arguments
 from auxnas_layers.errors import SearchError
-from auxnas_layers.export.cost import CostReport, cost_of
+from auxnas_layers.export.cost import CostReport, cost_by_direction
 from auxnas_layers.export.multitask import MultitaskNet, export_multitask
 from auxnas_layers.export.primary import export_primary
 from auxnas_layers.export.report import ExportReport
@@ -173,7 +173,7 @@ class AuxNASWrapper(SearchedNets):
         call = as_call(example_inputs, example_kwargs)
         if not (example_inputs or example_kwargs):
             call = self._example(None) or call
-        return cost_of(self, call)
+        return cost_by_direction(self, call)
 
     @override
     def remove_aux_(self, aux: str, allow_open: bool = False) -> nn.Module:

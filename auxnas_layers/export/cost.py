@@ -1,7 +1,7 @@
 """Parameters and FLOPs (multiplications and additions of one forward pass, by torch.utils.flop_counter)."""
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,7 @@ from auxnas_layers.features.flops import count_flops
 from auxnas_layers.features.inputs import Inputs
 from auxnas_layers.features.taps import PRIMARY
 from auxnas_layers.features.undisturbed import comparable
+from auxnas_layers.tables import html_lines, html_table
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,13 @@ class Cost:
 
     @override
     def __str__(self) -> str:
-        return f"{self.parameters:>14,}  {'not counted' if self.flops is None else format(self.flops, ','):>16}"
+        parameters, flops = self.texts
+        return f"{parameters:>14}  {flops:>16}"
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Both numbers, with commas."""
+        return f"{self.parameters:,}", "not counted" if self.flops is None else f"{self.flops:,}"
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,16 @@ class CostReport:
         primary: The primary network alone, which is the deployed network.
         auxiliary: All auxiliary networks alone.
         training: The wrapper in its current state.
+        inward: FLOPs of the open edges into the primary; None if they are not counted.
+        outward: Those of the open edges into an auxiliary. With a fusion that computes also without edges, such as
+            `NDDRFusion`, the two are less than all of `edges`.
     """
 
     primary: Cost
     auxiliary: Cost
     training: Cost
+    inward: int | None = None
+    outward: int | None = None
 
     @property
     def edges(self) -> int | None:
@@ -62,13 +74,21 @@ class CostReport:
 
     @override
     def __str__(self) -> str:
-        table = cost_table({"primary": self.primary, "auxiliary": self.auxiliary, "training graph": self.training})
+        return "\n".join([cost_table(self._rows()), *self._price()])
+
+    def _repr_html_(self) -> str:
+        return html_costs(self._rows()) + html_lines(*self._price())
+
+    def _rows(self) -> dict[str, Cost]:
+        return {"primary": self.primary, "auxiliary": self.auxiliary, "training graph": self.training}
+
+    def _price(self) -> list[str]:
+        """What a training step costs; nothing if that is unknown."""
         if self.edges is None or not self.primary.flops:
-            return table
+            return []
         parts = self.training.flops, self.auxiliary.flops, self.edges
         total, aux, edges = (f"{(flops or 0) / self.primary.flops:.2f}" for flops in parts)
-        price = f"a training step costs {total} times the primary's FLOPs: auxiliary {aux}, open edges {edges}"
-        return f"{table}\n{price}"
+        return [f"a training step costs {total} times the primary's FLOPs: auxiliary {aux}, open edges {edges}"]
 
 
 def cost_table(rows: dict[str, Cost]) -> str:
@@ -76,6 +96,12 @@ def cost_table(rows: dict[str, Cost]) -> str:
     width = max(map(len, rows))
     lines = [f"{'':{width}}  {'parameters':>14}  {'FLOPs a forward':>16}"]
     return "\n".join(lines + [f"{name:{width}}  {cost}" for name, cost in rows.items()])
+
+
+def html_costs(rows: dict[str, Cost]) -> str:
+    """The same for a notebook."""
+    cells = [(name, *cost.texts) for name, cost in rows.items()]
+    return html_table(("", "parameters", "FLOPs a forward"), cells, numbers=[1, 2])
 
 
 def count_parameters(net: nn.Module) -> int:
@@ -119,14 +145,28 @@ def cost_of(joined: JoinedNets, call: Inputs) -> CostReport:
     return CostReport(measure(joined.primary_net, routed[PRIMARY]), auxiliary, measure(_AsTrained(joined), call))
 
 
-class _AsTrained(nn.Module):
-    """Joined networks with every edge that is open in training, also if eval mode would drop some."""
+def cost_by_direction(joined: JoinedNets, call: Inputs) -> CostReport:
+    """The same, with the FLOPs of the edges into the primary, and of those into an auxiliary."""
+    report = cost_of(joined, call)
+    if report.edges is None or report.training.flops is None:
+        return report
+    without_in, without_out = (measure(_AsTrained(joined, inward), call).flops for inward in (False, True))
+    if without_in is None or without_out is None:
+        return report
+    return replace(report, inward=report.training.flops - without_in, outward=report.training.flops - without_out)
 
-    def __init__(self, joined: JoinedNets) -> None:
+
+class _AsTrained(nn.Module):
+    """Joined networks with every edge that is open in training, or those of one direction, whatever eval mode drops."""
+
+    def __init__(self, joined: JoinedNets, inward: bool | None = None) -> None:
         super().__init__()
-        self.joined = joined
+        self.joined, self.inward = joined, inward
 
     @override
     def forward(self, *args: Any, aux_inputs: Any = None, **kwargs: Any) -> AuxNASOutput:
         joined = self.joined
-        return joined._run_with(joined._route(args, kwargs, aux_inputs), joined.gates.soft())
+        gates = joined.gates.soft()
+        if self.inward is not None:
+            gates = {edge: gate for edge, gate in gates.items() if edge.direction.inward is self.inward}
+        return joined._run_with(joined._route(args, kwargs, aux_inputs), gates)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from auxnas_layers.errors import ExportError, bullets
-from auxnas_layers.export.cost import Cost, cost_table
+from auxnas_layers.export.cost import Cost, cost_table, html_costs
 from auxnas_layers.search.edges import Architecture, Edge
+from auxnas_layers.tables import html_lines
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,40 @@ class ExportReport:
 
     @override
     def __str__(self) -> str:
-        lines = [f"dropped {len(self.dropped)} edges, {len(self.cut)} of them open and into the primary"]
+        table = [cost_table(costs)] if (costs := self._costs()) else []
+        return "\n".join([self._edges(), *table, self._compared()])
+
+    def _repr_html_(self) -> str:
+        table = html_costs(costs) if (costs := self._costs()) else ""
+        return html_lines(self._edges()) + table + html_lines(self._compared())
+
+    def _edges(self) -> str:
         if self.kept is not None:
-            lines = [f"kept {len(self.kept)} edges, dropped {len(self.dropped)}"]
-        if self.training and self.primary and self.exported:
-            costs = {"training graph": self.training, "primary": self.primary}
-            if self.auxiliary:
-                costs["auxiliary"] = self.auxiliary
-            compared = "no tensors in the outputs"
-            if self.max_difference is not None:
-                compared = f"largest difference {self.max_difference:g}"
-            if self.noise:
-                compared += f", noise {self.noise:g}"
-            was = "wrapper" if self.auxiliary else "primary"
-            lines += [
-                cost_table(costs | {"exported net": self.exported}),
-                f"exported == {was}: {self.exact} ({compared})",
-            ]
-        else:
-            lines.append("not compared: pass example_inputs to compare outputs and count FLOPs")
-        return "\n".join(lines)
+            return f"kept {len(self.kept)} edges, dropped {len(self.dropped)}"
+        return f"dropped {len(self.dropped)} edges, {len(self.cut)} of them open and into the primary"
+
+    def _costs(self) -> dict[str, Cost]:
+        """The cost of each network; nothing if they were not called."""
+        if not (self.training and self.primary and self.exported):
+            return {}
+        auxiliary = {"auxiliary": self.auxiliary} if self.auxiliary else {}
+        return {
+            "training graph": self.training,
+            "primary": self.primary,
+            **auxiliary,
+            "exported net": self.exported,
+        }
+
+    def _compared(self) -> str:
+        if not self._costs():
+            return "not compared: pass example_inputs to compare outputs and count FLOPs"
+        compared = "no tensors in the outputs"
+        if self.max_difference is not None:
+            compared = f"largest difference {self.max_difference:g}"
+        if self.noise:
+            compared += f", noise {self.noise:g}"
+        was = "wrapper" if self.auxiliary else "primary"
+        return f"exported == {was}: {self.exact} ({compared})"
 
 
 def check_closed(

@@ -16,6 +16,9 @@ from auxnas_layers.features.folding import Repeat, Row, fold
 from auxnas_layers.features.inputs import Inputs, as_call
 from auxnas_layers.features.parts import record
 from auxnas_layers.features.taps import Point
+from auxnas_layers.tables import html_lines, html_table
+
+_HEAD = ("name", "class", "calls", "shape", "layout or why not")
 
 
 class TapTable(tuple[tuple[str, str, LayerInfo], ...]):
@@ -23,11 +26,16 @@ class TapTable(tuple[tuple[str, str, LayerInfo], ...]):
 
     @override
     def __str__(self) -> str:
-        rows: list[Sequence[str]] = [("name", "class", "calls", "shape", "layout or why not")]
-        rows += [_repeated(one) if isinstance(one, Repeat) else _cells(one) for one in fold(self)]
+        rows = [_HEAD, *self._rows()]
         widths = [max(len(row[i]) for row in rows if i < len(row) - 1) for i in range(4)]
         lines = [[*(cell.ljust(widths[i]) for i, cell in enumerate(row[:-1])), row[-1]] for row in rows]
         return "\n".join([*map("  ".join, lines), *([] if self else ["no such layer"])])
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEAD, self._rows(), numbers=[2]) + ("" if self else html_lines("no such layer"))
+
+    def _rows(self) -> list[Sequence[str]]:
+        return [_repeated(one) if isinstance(one, Repeat) else _cells(one) for one in fold(self)]
 
 
 def _cells(row: Row) -> Sequence[str]:

@@ -13,7 +13,8 @@ from auxnas_layers.features.dry_run import call_problems, layout_problems
 from auxnas_layers.features.flops import REACH, count_flops, edge_flops
 from auxnas_layers.features.inputs import Inputs, as_call, as_inputs
 from auxnas_layers.features.parts import Part, record
-from auxnas_layers.features.taps import PRIMARY, Point, Tap, TapLike
+from auxnas_layers.features.taps import PRIMARY, Point, Tap, TapLike, as_taps
+from auxnas_layers.tables import html_lines, html_table
 
 
 class TapList(list[TapLike]):
@@ -57,12 +58,21 @@ class TapList(list[TapLike]):
 
     @override
     def __str__(self) -> str:
+        return f"{self!r}  # {self._price()}" if self._price() else repr(self)
+
+    def _repr_html_(self) -> str:
+        rows = [(tap.primary, tap.aux) for tap in as_taps(self)] if self else []
+        lines = [f"taps = {self!r}", *([self._price()] if self._price() else [])]
+        return html_table(("primary", "auxiliary"), rows) + html_lines(*lines)
+
+    def _price(self) -> str:
+        """What the edges cost in training; empty if that is unknown."""
         if self.relative_flops is None or not self.primary_flops:
-            return repr(self)
+            return ""
         edges = (self.edge_flops or 0) / self.primary_flops
         total = 1 + (self.aux_flops or 0) / self.primary_flops + edges
         price = f"a training step costs {total:.2f} times the primary's FLOPs, of which edges {edges:.2f}"
-        return f"{self!r}  # {price} ({self.search}, reach {REACH})"
+        return f"{price} ({self.search}, reach {REACH})"
 
 
 def _typed(tap: TapLike) -> str:

@@ -8,6 +8,9 @@ from typing_extensions import Self, override
 
 from auxnas_layers.errors import SearchError, bullets
 from auxnas_layers.features.taps import PRIMARY, Layer
+from auxnas_layers.tables import html_table
+
+_HEAD = ("direction", "source", "target", "gate")
 
 
 class Direction(str):
@@ -160,9 +163,7 @@ class Architecture:
 
     @override
     def __str__(self) -> str:
-        rows = [("direction", "source", "target", "gate")]
-        for edge in self.edges:
-            rows.append((edge.direction, *edge.ends, f"{edge.gate:.4f}" if edge.open else "closed"))
+        rows = [_HEAD, *self._rows()]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join(
             "  ".join(
@@ -170,6 +171,12 @@ class Architecture:
             )
             for row in rows
         )
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEAD, self._rows(), numbers=[3])
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        return [(edge.direction, *edge.ends, f"{edge.gate:.4f}" if edge.open else "closed") for edge in self.edges]
 
     def to_dict(self) -> dict[str, Any]:
         """The architecture as plain data that `json.dumps` takes."""

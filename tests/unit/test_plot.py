@@ -140,9 +140,21 @@ def test_the_legend_of_gates_is_beside_them():
     ax.figure.canvas.draw()
     legend = ax.get_legend()
     names = [text.get_text() for text in legend.get_texts()]
-    assert names[:2] == ["depth to primary", "primary to depth"] and len(names) == 6
+    assert names[:2] == ["depth to primary: 33 gates, mean", "primary to depth: 33 gates, mean"] and len(names) == 6
+    assert names[4] == "normals to primary"
     assert not ax.bbox.overlaps(legend.get_window_extent())
     assert legend.get_window_extent().x1 <= ax.figure.bbox.x1
+
+
+def test_many_gates_are_thin_beside_their_mean():
+    edges = MANY["sixteen"]
+    count = len(edges) // 2
+    lines = plot_gates([(0.0, edges), (1.0, edges)]).lines
+    assert len(lines) == 2 * count + 2
+    means = [line for line in lines if line.get_linewidth() > 2]
+    inward = [edge.gate for edge in edges if edge.direction.inward]
+    assert list(means[0].get_ydata()) == pytest.approx([sum(inward) / count] * 2)
+    assert list(means[1].get_ydata()) == [1.0, 1.0]
 
 
 def test_an_architecture_without_edges_can_be_drawn():

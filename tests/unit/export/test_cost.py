@@ -73,6 +73,15 @@ def test_a_cost_says_what_a_training_step_costs_and_how_much_of_it_the_edges():
     assert str(wrapper.cost(IMAGES)).endswith("open edges 0.00")
 
 
+def test_the_flops_of_edges_are_split_by_direction():
+    wrapper = AuxNASWrapper(Cnn(), Cnn(), ["layer1"], example_inputs=IMAGES)
+    one = 2 * 6 * 6 * 4 * 64  # multiply and add, both widths, 4 images of 64 pixels
+    cost = wrapper.cost()
+    assert (cost.inward, cost.outward) == (one, cost.edges - one)
+    wrapper.close_aux_to_primary_()
+    assert wrapper.cost().inward == 0 and wrapper.cost().outward == wrapper.cost().edges == cost.outward
+
+
 @pytest.mark.parametrize("unknown", [(None, 1, 2), (1, None, 2), (1, 1, None), (0, 0, 0)])
 def test_where_flops_are_unknown_a_cost_says_nothing_of_a_step(unknown):
     report = CostReport(*(Cost(1, flops) for flops in unknown))
