@@ -67,6 +67,7 @@ def print_table(results: list[Run]) -> None:
         rows = [r for way in WAYS for r in results if (r["auxiliaries"], r["edges into the primary"]) == (count, way)]
         cells = [f"{r['flops']:.2f}x | {r['time']:.2f}x" for r in rows]
         print(f"| {count} | {' | '.join(cells)} |")
+    print()
     for way, what in itertools.product(WAYS, ("flops", "time")):
         x, y = _line(results, way, what)
         slope, start = np.polyfit(x, y, 1)

@@ -1,6 +1,7 @@
 """A method from outside: a class in a file of its own, trained and put into the table of the others."""
 
 import json
+import re
 import sys
 
 import entered
@@ -11,7 +12,7 @@ import studies
 import torch
 from methods import METHODS, SHARED, SINGLE
 from tabular import SPEED_BY_GATE_TIME as FLIGHTS
-from test_methods import QUICK
+from test_methods import QUICK, ROOT
 from training import Regime, fit
 
 MINE = """
@@ -51,6 +52,18 @@ def test_a_class_is_trained_as_the_methods_that_are_known(mine):
     shared = trained(METHODS[SHARED])
     assert torch.equal(trained(entered.enter(mine + "Whole")), shared)
     assert not torch.equal(trained(entered.enter(mine + "Mine")), shared)
+
+
+def test_the_class_of_the_documents_is_trained_under_a_light_auxiliary_loss(tmp_path):
+    document = (ROOT / "docs" / "results" / "protocol.md").read_text()
+    (code,) = re.findall(r"^```py\n(.*?)^```", document, re.S | re.M)
+    (tmp_path / "mine.py").write_text(code)
+    method = entered.enter(f"{tmp_path / 'mine.py'}:Mine")
+    weight = torch.ones((), requires_grad=True)
+    method.backward(torch.nn.Identity(), {"primary": 2 * weight, "flight": 30 * weight})
+    assert weight.grad.item() == pytest.approx(5)
+    data = FLIGHTS.load(True)["train"]
+    assert all(p.isfinite().all() for p in fit(FLIGHTS, method, data, Regime(16, True), QUICK, 0).parameters())
 
 
 def asked(monkeypatch, *options):
