@@ -155,6 +155,11 @@ def label_cells() -> list[Cell]:
     return cells + [Cell(problem, OURS, control, like=Cell(problem, OURS, ALL)) for problem in MAIN]
 
 
+def summary_cells() -> list[Cell]:
+    """The core methods under every number of labels for which they have been run."""
+    return list(dict.fromkeys(few_cells() + label_cells()))
+
+
 def ablation_cells() -> list[Cell]:
     """Every change of the default, under the settings of the default, on validation levels."""
     own = [Cell(MAIN[0], name, FEW, split="validation") for name in (SINGLE, SHARED, OURS)]
@@ -201,6 +206,7 @@ STUDIES: dict[str, Callable[[], list[Cell]]] = {
     "main": main_cells,
     "few": few_cells,
     "labels": label_cells,
+    "summary": summary_cells,
     "ablations": ablation_cells,
     "harm": harm_cells,
     "rule": rule_cells,

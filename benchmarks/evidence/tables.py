@@ -12,7 +12,7 @@ from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, PRETRAINED, SHARED, SI
 from problems import PROBLEMS
 from runs import method_named
 from studies import CONTROLLED, Cell, Found
-from study import RESULTS, interval
+from study import RESULTS, half_width, interval
 from training import Regime
 from variants import ABLATIONS, UNSTOPPED
 
@@ -162,6 +162,26 @@ def labels_table(cells: list[Cell], found: Found) -> None:
     _weights_table(cells, found)
 
 
+def summary_table(cells: list[Cell], found: Found) -> None:
+    """For each number of labels and each way, in how many experiments it is better and worse than single-task."""
+    errors = {(c.problem, c.method, c.regime): c.errors(found) for c in cells if not c.regime.control}
+    lines = []
+    for regime in dict.fromkeys(regime for _, _, regime in errors):
+        problems = [problem for problem, method, r in errors if (method, r) == (SINGLE, regime)]
+        pairs = {way: [(errors.get((p, way, regime), {}), errors[p, SINGLE, regime]) for p in problems] for way in WAYS}
+        lines.append((regime_name(regime), *(_verdict(pairs[way]) for way in WAYS)))
+    caption = "in how many experiments the error is lower and higher than that of single-task; its mean change"
+    show(("labels: primary / auxiliary", *WAYS.values()), lines, caption)
+
+
+def _verdict(pairs: Iterable[tuple[Errors, Errors]]) -> str:
+    """Of a way against single-task, an experiment each: where the 95 % interval leaves out 0, and the mean over all."""
+    gains = [differences(values, base, percent=True) for values, base in pairs if len(values) > 1]
+    better = sum(mean(gain) + half_width(gain) < 0 for gain in gains)
+    worse = sum(mean(gain) - half_width(gain) > 0 for gain in gains)
+    return f"{better} lower, {worse} higher of {len(gains)}; {mean(map(mean, gains)):+.1f} %" if gains else ""
+
+
 def _weights_table(cells: list[Cell], found: Found) -> None:
     """Trials where all samples carry both labels, and that differ by the weight of the auxiliary's loss alone."""
     rows: dict[Regime, dict[str, dict[float, str]]] = {}
@@ -279,6 +299,7 @@ TABLES: dict[str, Callable[[list[Cell], Found], None]] = {
     "main": main_table,
     "few": core_table,
     "labels": labels_table,
+    "summary": summary_table,
     "ablations": ablation_table,
     "harm": harm_table,
     "rule": rule_table,
