@@ -4,7 +4,7 @@ TORCH ?= torch
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test test-all test-models test-frameworks test-studies test-papers test-gpu bench bench-gpu demo studies docs lint wheel clean
+.PHONY: test test-all test-models test-frameworks test-studies test-papers test-examples test-gpu bench bench-gpu demo studies docs lint wheel clean
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -W error -n 2 --dist worksteal -q $(ARGS)
@@ -24,6 +24,9 @@ test-studies: $(VENV)/.weights
 test-papers: $(VENV)/.papers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/papers -W error -n 2 --dist worksteal -q $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python examples/papers/train.py --smoke
+
+test-examples: $(VENV)/.examples
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/examples -W error -n 2 --dist worksteal -q $(ARGS)
 
 test-gpu: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/gpu -q -rs $(ARGS)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import mobilenet_v3_small, resnet18
+from tqdm import tqdm
 
 from auxnas_layers import AuxNASWrapper, suggest_taps
 
@@ -25,11 +26,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--resume", action="store_true", help="continue after the last epoch that was saved")
     parser.add_argument("--folder", type=Path, default="data/minimal", help="of the checkpoint and the export")
+    parser.add_argument("--fast", action="store_true", help="a few batches only, to see that it runs")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    train = DataLoader(samples(256), batch_size=32, shuffle=True, drop_last=True)
+    train = DataLoader(samples(64 if options.fast else 256), batch_size=32, shuffle=True, drop_last=True)
     validation = DataLoader(samples(128), batch_size=64)
     primary_net, aux_net = resnet18(num_classes=3).to(device), mobilenet_v3_small(num_classes=3).to(device)
     images = next(iter(train))[0].to(device)
@@ -44,7 +46,8 @@ def main() -> None:
 
     for epoch in range(start, options.epochs):
         wrapper.train()
-        for step, (images, labels, brightness) in enumerate(train, start=epoch * len(train)):  # counts over all epochs
+        bar = tqdm(train, f"epoch {epoch + 1}")
+        for step, (images, labels, brightness) in enumerate(bar, start=epoch * len(train)):  # counts over all epochs
             penalty = wrapper.search_penalty(step / (options.epochs * len(train)))
             out = wrapper(images.to(device))
             loss = F.cross_entropy(out.primary, labels.to(device)) + F.l1_loss(out.aux, brightness.to(device)) + penalty
@@ -62,6 +65,7 @@ def main() -> None:
     net = wrapper.eval().export_primary()  # a plain ResNet-18
     torch.save(net.state_dict(), options.folder / "exported.pt")
     print(wrapper.export_report)
+    print("exported == primary:", wrapper.export_report.exact)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""The examples, which users copy: each runs by its command, is short, stands alone, and is shown on a recipe page."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from helpers import ROOT
+
+DEMO = {"quickstart", "doom", "nets", "report", "rooms"}  # it has a test of its own; and what it imports
+OTHERS = DEMO | {"distributed"}  # which torchrun starts
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem not in OTHERS)
+LINES = 100
+ALLOWED: dict[str, list[str]] = {}  # warnings that come from a framework itself, by the example
+
+every_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+
+
+def run(path: Path, folder: Path, *options: str) -> str:
+    """What an example prints, run as its user would; a warning is an error."""
+    allowed = [word for warning in ALLOWED.get(path.stem, []) for word in ("-W", f"ignore:{warning}")]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "error", *allowed, str(path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@every_example
+def test_an_example_runs_and_proves_its_export(path, tmp_path):
+    printed = run(path, tmp_path, "--fast").rstrip().splitlines()
+    assert printed[-1] == "exported == primary: True"
+    assert len(printed) > 1, "an example prints a number of its own as well"
+
+
+@every_example
+def test_an_example_is_short(path):
+    assert len(path.read_text().splitlines()) < LINES
+
+
+@every_example
+def test_an_example_says_in_one_line_what_it_shows(path):
+    first = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+    assert len(first) > 30 and first.endswith(".")
+
+
+@every_example
+def test_an_example_imports_no_other_file_of_this_repository(path):
+    names = {other.stem for other in path.parent.glob("*.py")}
+    for node in ast.walk(ast.parse(path.read_text())):
+        found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not names & set(found), f"line {node.lineno}"
+
+
+@every_example
+def test_an_example_is_shown_on_a_recipe_page(path):
+    pages = (ROOT / "docs" / "recipes").glob("*.md")
+    assert any(re.search(rf'(?m)^--8<-- "examples/{path.name}"$', page.read_text()) for page in pages)
+
+
+def test_the_minimal_example_resumes_and_saves_a_plain_network(tmp_path):
+    path = ROOT / "examples" / "minimal.py"
+    first = run(path, tmp_path, "--fast", "--epochs", "1")
+    second = run(path, tmp_path, "--fast", "--epochs", "2", "--resume")
+    assert "epoch 1:" in first and "epoch 2:" in second and "epoch 1:" not in second
+    net = torchvision.models.resnet18(num_classes=3)
+    net.load_state_dict(torch.load(tmp_path / "data" / "minimal" / "exported.pt"))
