@@ -16,7 +16,15 @@ DEMO = {"quickstart", "doom", "nets", "report", "rooms"}  # it has a test of its
 OTHERS = DEMO | {"distributed"}  # which torchrun starts
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem not in OTHERS)
 LINES = 100
-ALLOWED: dict[str, list[str]] = {}  # warnings that come from a framework itself, by the example
+ALLOWED = {  # warnings that come from a framework itself, by the example
+    "hf_trainer": ["'pin_memory' argument is set as true"],
+    "lora": ["`is_gradient_checkpointing` is deprecated"],
+    "lightning_module": [
+        "The 'train_dataloader' does not have many workers",
+        "The 'val_dataloader' does not have many workers",
+        "`isinstance(treespec, LeafSpec)` is deprecated",
+    ],
+}
 
 every_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 
