@@ -47,7 +47,7 @@ from auxnas_layers.stopping import StopRule
 from auxnas_layers.surgery import surgery_backward
 from auxnas_layers.wrapper import AuxNASWrapper
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "MTLNAS",
