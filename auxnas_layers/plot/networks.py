@@ -34,6 +34,7 @@ def plot_networks(wrapper: AuxNASWrapper, ax: Axes | None = None) -> Axes:
         The axes; ``ax.figure.savefig("networks.png")`` saves the picture.
 
     Raises:
+        TypeError: If it is no wrapper.
         SearchError: If a gate is NaN.
 
     >>> from torch import nn
@@ -88,7 +89,16 @@ class _Panel:
 
 
 def _panels(wrapper: AuxNASWrapper) -> list[_Panel]:
-    """The primary beside each auxiliary of a wrapper."""
+    """The primary beside each auxiliary of a wrapper.
+
+    Raises:
+        TypeError: If it is no wrapper.
+    """
+    if not isinstance(wrapper, AuxNASWrapper):
+        raise TypeError(
+            f"plot_networks takes an AuxNASWrapper; found {type(wrapper).__name__}. Of another wrapper around it give "
+            "the inner one, such as ddp.module; for an architecture there is plot_edges(architecture)"
+        )
     searches, architecture = wrapper._searches(), wrapper.architecture()
     both = any(
         edge.open and edge.direction.inward and not isinstance(searches[edge.direction.aux], AuxNAS)

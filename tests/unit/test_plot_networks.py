@@ -175,3 +175,9 @@ def test_each_auxiliary_is_drawn_beside_the_layers_of_the_primary_that_it_taps()
     shown = [[*columns[place][1:3], len(columns[place]) - 4] for place in sorted(columns)]
     roles = ["primary", "depth", "primary", "normals", "primary", "segmentation"]
     assert shown == [[role, "Deep", count] for role, count in zip(roles, [12, 12, 1, 1, 4, 4], strict=True)]
+
+
+def test_what_is_no_wrapper_is_an_error_that_says_what_to_draw():
+    message = r"plot_networks takes an AuxNASWrapper; found Architecture. .* there is plot_edges\(architecture\)"
+    with pytest.raises(TypeError, match=message):
+        plot_networks(wrapped(1).architecture())
