@@ -59,7 +59,7 @@ def test_documents_name_only_files_and_targets_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     for path in DOCUMENTS:
         text = path.read_text()
-        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        for link in re.findall(r"\]\((?!http)([^)#\s]+)(?:#[^)]*)?\)", text):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
         for shown in re.findall(r'(?m)^--8<-- "([^":]+)', text):
             assert (ROOT / shown).exists(), f"{path.name}: {shown}"

@@ -54,13 +54,14 @@ PACKAGES = {
     ],
     "export": ["ties", "copying", "compare", "cost", "report", "primary", "multitask"],
 }
+PLOT = ["drawing", "gates", "edges", "networks", "cost"]
 ROOMS = [
     "errors",
     "tables",
     *(name for package, rooms in PACKAGES.items() for name in [*(f"{package}.{room}" for room in rooms), package]),
     *["searched", "arguments", "wrapper", "held_out", "alignment", "verdict", "stopping", "callbacks"],
     *["labels", "sampling", "surgery"],
-    *[*(f"plot.{room}" for room in ("drawing", "gates", "edges", "networks", "cost")), "plot", ""],
+    *[*(f"plot.{room}" for room in PLOT), "plot", ""],
 ]
 
 
