@@ -55,13 +55,12 @@ def main() -> None:
     torch.manual_seed(0)
     train, (images, labels, _) = samples(128 if options.fast else 2048), samples(500).tensors
     wrapper = AuxNASWrapper(Net(3, 16), Net(3, 8), ["stage1", "stage2"], example_inputs=images[:2])
-    weights = torch.optim.AdamW(wrapper.weight_parameters(), lr=3e-3)
-    gates = torch.optim.Adam(wrapper.arch_parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(wrapper.param_groups(lr=3e-3, gate_lr=1e-2))
     loader = DataLoader(train, batch_size=16, shuffle=True)
-    model, weights, gates, loader = accelerator.prepare(wrapper, weights, gates, loader)
+    model, optimizer, loader = accelerator.prepare(wrapper, optimizer, loader)
     steps = -(-len(loader) // options.accumulate)  # of the optimiser, in an epoch; the last may be smaller
     total = steps * options.epochs
-    schedule = accelerator.prepare(LinearLR(weights, 1.0, 0.1, total))
+    schedule = accelerator.prepare(LinearLR(optimizer, 1.0, 0.1, total))
     start = 0
     if options.resume:
         accelerator.load_state(options.resume)
@@ -78,9 +77,8 @@ def main() -> None:
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(wrapper.weight_parameters(), 1.0)
-                for one in (weights, gates):
-                    one.step()
-                    one.zero_grad()
+                optimizer.step()
+                optimizer.zero_grad()
             if accelerator.sync_gradients:
                 schedule.step()
                 step += 1

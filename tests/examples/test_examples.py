@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from helpers import ROOT
+from safetensors.torch import load_file
 
 DEMO = {"quickstart", "doom", "nets", "report", "rooms"}  # it has a test of its own; and what it imports
 OTHERS = DEMO | {"distributed"}  # which torchrun starts
@@ -35,7 +37,7 @@ def run(path: Path, folder: Path, *options: str) -> str:
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "error", *allowed, str(path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -80,3 +82,23 @@ def test_the_minimal_example_resumes_and_saves_a_plain_network(tmp_path):
     assert "epoch 1:" in first and "epoch 2:" in second and "epoch 1:" not in second
     net = torchvision.models.resnet18(num_classes=3)
     net.load_state_dict(torch.load(tmp_path / "data" / "minimal" / "exported.pt"))
+
+
+RESUMES = {  # the checkpoint to remove, how to resume from the one before it, what is exported
+    "accelerate_loop": ("accelerate/5", ["--resume", "data/accelerate/4"], "accelerate/exported.pt", torch.load),
+    "hf_trainer": ("hf_trainer/checkpoint-8", ["--resume"], "hf_trainer/exported/model.safetensors", load_file),
+}
+
+
+@pytest.mark.parametrize("name", RESUMES)
+def test_a_resumed_training_exports_the_same_network(tmp_path, name):
+    last, options, exported, load = RESUMES[name]
+    path, data = ROOT / "examples" / f"{name}.py", tmp_path / "data"
+    run(path, tmp_path, "--fast")
+    whole = load(data / exported)
+    (data / exported).unlink()
+    shutil.rmtree(data / last)
+    run(path, tmp_path, "--fast", *options)
+    again = load(data / exported)
+    assert again.keys() == whole.keys() and all(torch.equal(again[key], whole[key]) for key in whole)
+    assert (data / last).exists(), "nothing was left to train"
