@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from auxnas_layers import AuxNASWrapper, known
+from auxnas_layers import AuxG, AuxNASWrapper, known
 
-LENGTH, RECORDINGS, LABELLED = 256, 1000, 48
+LENGTH, RECORDINGS, LABELLED, TAPS = 256, 1000, 48, ["stage1", "stage2", "stage3"]
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -64,13 +64,13 @@ def train_alone(sound: Tensor, classes: Tensor, steps: int) -> nn.Module:
 def train_with_auxiliary(sound: Tensor, classes: Tensor, sensor: Tensor, steps: int) -> AuxNASWrapper:
     """The same network in the wrapper: 16 labelled recordings and 16 others in each step."""
     aux_net = Convnet(nn.Sequential(nn.Conv1d(32, 1, 1), nn.Upsample(LENGTH))).to(device)
-    wrapper = AuxNASWrapper(primary_net(), aux_net, ["stage1", "stage2", "stage3"], example_inputs=sound[:2])
-    optimizer = torch.optim.AdamW(wrapper.param_groups(lr=3e-3, gate_lr=1e-2))
+    wrapper = AuxNASWrapper(primary_net(), aux_net, TAPS, search=AuxG(), example_inputs=sound[:2])
+    optimizer = torch.optim.AdamW(wrapper.param_groups(lr=3e-3))
     for step in tqdm(range(steps), "with auxiliary"):
         chosen = torch.cat([torch.randint(LABELLED, (16,)), torch.randint(LABELLED, len(sound), (16,))])
         penalty = wrapper.search_penalty(step / steps)
         out = wrapper(sound[chosen])
-        loss = known(F.cross_entropy, out.primary, classes[chosen]) + 3 * F.l1_loss(out.aux, sensor[chosen]) + penalty
+        loss = known(F.cross_entropy, out.primary, classes[chosen]) + 10 * F.mse_loss(out.aux, sensor[chosen]) + penalty
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
