@@ -15,8 +15,7 @@ from helpers import ROOT
 from safetensors.torch import load_file
 
 DEMO = {"quickstart", "doom", "nets", "report", "rooms"}  # it has a test of its own; and what it imports
-OTHERS = DEMO | {"distributed"}  # which torchrun starts
-EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem not in OTHERS)
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem not in DEMO)
 LINES = 100
 ALLOWED = {  # warnings that come from a framework itself, by the example
     "hf_trainer": ["'pin_memory' argument is set as true"],
