@@ -46,7 +46,7 @@ studies: $(VENV)/.weights
 	$(BIN)/python benchmarks/evidence/run.py $(ARGS)
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

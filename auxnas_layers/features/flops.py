@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from auxnas_layers.features.dry_run import LayerInfo
 from auxnas_layers.features.inputs import Inputs
@@ -27,6 +26,8 @@ def count_flops(net: nn.Module, inputs: Inputs) -> int:
     >>> count_flops(nn.Linear(3, 4), Inputs((torch.zeros(2, 3),)))
     48
     """
+    from torch.utils.flop_counter import FlopCounterMode  # its import takes most of the time that this library's would
+
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops})
     with comparable(net), counter:  # without the fused path of transformer layers, which the counter cannot see
         inputs.call_with_copies(net)
