@@ -108,13 +108,14 @@ def read_arguments(
     closed = [edge for side in edges.values() for edge in side if not edge.open]
     edges = {one: [edge for edge in side if edge.open] for one, side in edges.items()}
     found = Arguments(auxes, named, points, searches, {one: side for one, side in edges.items() if side}, {}, fusion)
-    _warn_of_untapped_listeners({PRIMARY: primary_net, **auxes}, found.edges)
+    _warn_of_listeners({PRIMARY: primary_net, **auxes}, found.edges)
     return replace(found, bare=_bare_layers(found, closed))
 
 
-def _warn_of_untapped_listeners(nets: Mapping[str, nn.Module], edges: Mapping[Direction, Sequence[Edge]]) -> None:
-    """Warn once of layers that only receive, as a `Listener` does, and that no edge enters."""
+def _warn_of_listeners(nets: Mapping[str, nn.Module], edges: Mapping[Direction, Sequence[Edge]]) -> None:
+    """Warn of layers that only receive, as a `Listener` does, if no edge enters them, or one leads to the primary."""
     entered = {edge.target_layer for side in edges.values() for edge in side}
+    feeding = {edge.source_layer for side in edges.values() for edge in side if edge.direction.inward}
     listeners = [
         Layer(role, name)
         for role, net in nets.items()
@@ -124,6 +125,12 @@ def _warn_of_untapped_listeners(nets: Mapping[str, nn.Module], edges: Mapping[Di
     if untapped := [str(layer) for layer in listeners if layer not in entered]:
         message = "a Listener returns zeros unless an edge enters it; tap these too, as suggest_taps does: "
         warnings.warn(message + ", ".join(untapped), AuxNASWarning, stacklevel=4)
+    if senders := [str(layer) for layer in listeners if layer in feeding]:
+        zeros = (
+            "a Listener has no feature of its own, so its edges into the primary carry zeros; give search=AuxG(), "
+            "which has none of them: "
+        )
+        warnings.warn(zeros + ", ".join(senders), AuxNASWarning, stacklevel=4)
 
 
 def _bare_layers(found: Arguments, closed: Sequence[Edge]) -> dict[Layer, list[str]]:

@@ -185,29 +185,42 @@ def test_a_wrapper_may_be_the_primary_of_another_one():
     assert AuxNASWrapper(inner, Cnn(), taps, example_inputs=IMAGES)(IMAGES).primary.aux.shape == (2, 2, 4, 4)
 
 
+class TwoListeners(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.out = Listener(8), Listener(8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.out(self.first(x, 4, 4) + self.second(x, 4, 4))
+
+
+def warned_of_listeners(taps, **options):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        AuxNASWrapper(Cnn(), TwoListeners(), taps, example_inputs=IMAGES, **options)
+    return [str(one.message) for one in seen]
+
+
+LISTENING = [("layer1", "first"), ("layer2", "second")]
+
+
 def test_listeners_that_no_edge_enters_are_named_once():
-    class Head(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second, self.out = Listener(8), Listener(8), nn.Conv2d(8, 2, 1)
-
-        def forward(self, x):
-            return self.out(self.first(x, 4, 4) + self.second(x, 4, 4))
-
-    def wrap(taps, **options):
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            AuxNASWrapper(Cnn(), Head(), taps, search=AuxG(), example_inputs=IMAGES, **options)
-        return [str(one.message) for one in seen]
-
-    both = [("layer1", "first"), ("layer2", "second")]
-    assert not wrap(both)
-    (message,) = wrap(both[:1])
+    assert not warned_of_listeners(LISTENING, search=AuxG())
+    (message,) = warned_of_listeners(LISTENING[:1], search=AuxG())
     assert (
         message
         == "a Listener returns zeros unless an edge enters it; tap these too, as suggest_taps does: aux 'second'"
     )
-    assert wrap(both, search_space=[[True, False], [False, False]]) == [message]
+    only_first = [[True, False], [False, False]]
+    assert warned_of_listeners(LISTENING, search=AuxG(), search_space=only_first) == [message]
+
+
+def test_listeners_that_feed_the_primary_are_named_once():
+    (message,) = warned_of_listeners(LISTENING, search=AuxNAS())
+    assert message == (
+        "a Listener has no feature of its own, so its edges into the primary carry zeros; give search=AuxG(), which "
+        "has none of them: aux 'first', aux 'second'"
+    )
 
 
 def test_own_inputs_of_an_auxiliary_at_construction():
