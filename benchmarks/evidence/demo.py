@@ -3,10 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-sys.path.append(
-    str(Path(__file__).parents[2] / "examples" / "papers")
-)  # last: other modules there have names of this folder's
+sys.path.extend(  # last: a module there has the name of one here
+    str(Path(__file__).parents[2] / "examples" / folder) for folder in ("", "papers")
+)
 
 import doom
 import rooms
