@@ -22,9 +22,9 @@ from auxnas_layers.features.inputs import Inputs
 from auxnas_layers.features.taps import PRIMARY
 
 _CLOSE = (
-    "Call wrapper.search_penalty(step / total_steps) in every step, which under AuxNAS closes them by progress 0.4, "
-    "and train on; these weights may be from before. If you have scored wrapper.primary_net alone, allow_open=True "
-    "exports just that network. To deploy both networks there are search=MTLNAS() and wrapper.export_multitask()"
+    "Call wrapper.search_penalty(step / total_steps) in every step and train on: under AuxNAS these edges close by "
+    "progress 0.4. Was this checkpoint the best by the score of wrapper.primary_net? Then export that network by "
+    "wrapper.export_primary(allow_open=True). To deploy both networks, use search=MTLNAS() and export_multitask()"
 )
 
 

@@ -105,5 +105,5 @@ def check_closed(
         lines.append(f"{count}, so the export would differ from what was trained. {otherwise}")
     if acting:
         lines.append(f"{len(acting)} fusion(s) change the primary's features even without edges")
-    lines.append("allow_open=True cuts them all the same:")
+    lines.append("allow_open=True cuts them anyway:")
     raise ExportError(bullets("; ".join(lines), [*map(str, open_edges), *acting]))

@@ -80,7 +80,7 @@ class SearchWatch:
             self._warn(
                 "open",
                 f"evaluated with {len(edges)} edge(s) into the primary open, which the deployed network will not have: "
-                "watch wrapper.primary_net(...) instead, and take no best checkpoint before they have closed",
+                "watch wrapper.primary_net(...) instead, and choose the best checkpoint by its score",
             )
 
     def _warn(self, mistake: str, message: str) -> None:

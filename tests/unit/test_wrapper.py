@@ -134,7 +134,7 @@ def test_an_auxiliary_leaves_in_the_middle_of_training():
         wrapper.remove_aux_("b")
     assert str(error.value).startswith(
         "1 edge(s) into the primary are still open, so the export would differ from what was trained. Train on until "
-        "search_penalty has closed them; allow_open=True cuts them all the same:\n  - b_to_primary '2' -> 'layer2'"
+        "search_penalty has closed them; allow_open=True cuts them anyway:\n  - b_to_primary '2' -> 'layer2'"
     )
     assert list(wrapper.aux_net) == ["a", "b", "c"]
     assert wrapper.remove_aux_("b", allow_open=True) is leaving

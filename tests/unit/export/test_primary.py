@@ -19,7 +19,8 @@ def test_export_of_open_edges_says_what_to_do():
     for message in (
         "1 edge(s) into the primary",
         "search_penalty(step / total_steps)",
-        "allow_open=True",
+        "these edges close by progress 0.4. Was this checkpoint the best by the score of wrapper.primary_net? Then",
+        "wrapper.export_primary(allow_open=True)",
         "'layer1' -> 'layer1' (open, gate 0.1)",
     ):
         assert message in str(error.value)
