@@ -41,6 +41,15 @@ def test_accelerate_shares_whole_batches_among_processes(even):
     assert drawn(loaders[0])[:3] == list(sampler(5))[:5:2]
 
 
+def test_accelerate_resumes_by_the_epoch_of_the_prepared_loader():
+    mixed = sampler()
+    loader = pytest.importorskip("accelerate").Accelerator(cpu=True).prepare(DataLoader(DATA, batch_sampler=mixed))
+    mixed.set_epoch(5)
+    assert drawn(loader) == list(sampler(0))  # accelerate has set the epoch anew
+    loader.set_epoch(5)
+    assert drawn(loader) == list(sampler(5))
+
+
 def test_fabric_sets_the_epoch():
     fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
     loader = fabric.setup_dataloaders(DataLoader(DATA, batch_sampler=sampler()))

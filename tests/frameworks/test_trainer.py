@@ -21,9 +21,10 @@ from samples import (
     loss_of,
     wrap,
 )
+from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, Trainer, TrainingArguments
 
-from auxnas_layers import AuxNASWrapper, ExportError, Inputs
+from auxnas_layers import AuxNASWrapper, ExportError, Inputs, MixedBatchSampler
 
 TEXT = torch.randint(0, 30, (16, 7), generator=torch.Generator().manual_seed(0))
 
@@ -37,6 +38,17 @@ class AuxTrainer(Trainer):
         out = model(inputs["inputs"])
         loss = loss_of(out, inputs["labels"], inputs["others"]) + penalty
         return (loss, {"logits": out.primary}) if return_outputs else loss
+
+
+# --8<-- [start:mixed]
+class MixedTrainer(AuxTrainer):
+    def get_train_dataloader(self):
+        sampler = MixedBatchSampler(labelled=range(4), other=range(4, 16), batch_size=6)
+        loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
+        return self.accelerator.prepare(loader)
+
+
+# --8<-- [end:mixed]
 
 
 class PlainTrainer(AuxTrainer):
@@ -118,6 +130,14 @@ def test_data_without_labels_is_predicted_by_the_exported_network(tmp_path, batc
     torch.testing.assert_close(torch.from_numpy(predictions), trainer.model.eval()(INPUTS).primary)
 
 
+def test_mixed_batches_are_trained_on_and_resume_in_the_middle_of_an_epoch(tmp_path):
+    options = {"kind": MixedTrainer, "save_strategy": "steps", "save_steps": STEPS // 2}
+    first = next(iter(trainer_of(tmp_path, **options).get_train_dataloader()))["inputs"]
+    assert torch.equal(first, INPUTS[next(iter(MixedBatchSampler(range(4), range(4, 16), 6)))])
+    whole = finish(tmp_path, **options)
+    assert_equal_states(finish(tmp_path, seed=1, resume=True, **options), whole)
+
+
 def test_in_bf16_the_export_computes_in_float32(tmp_path):
     trainer = trainer_of(tmp_path, bf16=True)
     trainer.train()
@@ -141,7 +161,7 @@ def test_another_process_goes_on_from_a_checkpoint(tmp_path, elsewhere):
 
 
 class Later(AuxTrainer):
-    """Calls the penalty after the forward pass, as the README does."""
+    """Calls the penalty after the forward pass, which is allowed too."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         out = model(inputs["inputs"])
