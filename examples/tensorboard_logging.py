@@ -89,7 +89,7 @@ def main() -> None:
     for event in log.Tensors("verdict/aux/text_summary"):
         print(f"step {event.step}: {event.tensor_proto.string_val[0].decode()}")
     wrapper.eval().export_primary()
-    print(wrapper.export_report)
+    print("exported == primary:", wrapper.export_report.exact)
 
 
 if __name__ == "__main__":

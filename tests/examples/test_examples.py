@@ -1,4 +1,4 @@
-"""The examples, which users copy: each runs by its command, is short, stands alone, and is shown on a recipe page."""
+"""The examples, which users copy: each runs by its command, is short, stands alone, and is shown on a page."""
 
 import ast
 import os
@@ -69,8 +69,8 @@ def test_an_example_imports_no_other_file_of_this_repository(path):
 
 
 @every_example
-def test_an_example_is_shown_on_a_recipe_page(path):
-    pages = (ROOT / "docs" / "recipes").glob("*.md")
+def test_an_example_is_shown_on_a_page(path):
+    pages = (ROOT / "docs").rglob("*.md")
     assert any(re.search(rf'(?m)^--8<-- "examples/{path.name}"$', page.read_text()) for page in pages)
 
 
