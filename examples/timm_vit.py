@@ -1,4 +1,4 @@
-"""A timm ViT classifies shapes, and a light auxiliary learns masks from its tokens: few class labels, many masks."""
+"""A timm ViT sorts discs by size, and a light auxiliary learns masks from its tokens: few class labels, many masks."""
 
 import argparse
 
@@ -29,15 +29,15 @@ class MaskHead(nn.Module):
 
 
 def samples(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy images of a disc, a square or a cross; which of them it is; and the share of each patch that it covers."""
+    """Noisy images of a small, medium or large disc; which of the three; and the share of each patch that it covers."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (count,), generator=random)
     centres = torch.rand(count, 2, 1, 1, generator=random) * (SIZE - 28) + 14
     rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
-    y, x = ((torch.stack([rows, columns]) - centres).abs() / 10).unbind(1)
-    shapes = torch.stack([x**2 + y**2 < 1.3, torch.maximum(x, y) < 1, (torch.minimum(x, y) < 0.4) & (x + y < 1.7)])
-    masks = shapes[labels, torch.arange(count)].float().unsqueeze(1)
-    images = masks + 0.5 * torch.randn(count, 3, SIZE, SIZE, generator=random)
+    away = (torch.stack([rows, columns]) - centres).square().sum(1).sqrt()
+    masks = (away < 7 + 3 * labels.view(-1, 1, 1)).float().unsqueeze(1)
+    colours = torch.rand(count, 3, 1, 1, generator=random)
+    images = masks * colours + 0.5 * torch.randn(count, 3, SIZE, SIZE, generator=random)
     return images, labels, F.avg_pool2d(masks, PATCH).flatten(1)
 
 
