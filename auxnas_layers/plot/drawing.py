@@ -1,9 +1,13 @@
-"""What the pictures share: colours, sizes of text in inches, names that fit."""
+"""What the pictures share: colours, their legend, sizes of text in inches, names that fit."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from auxnas_layers.search.edges import Edge
 
 FONT = 8.0  # points
 MOST = 24  # letters of a name in a figure of our own
@@ -54,3 +58,13 @@ def short(names: Sequence[str], most: int) -> list[str]:
         names = ["…" + ".".join(one[shared:]) for one in words] if shared > 0 else names
     start = most // 3
     return [name if len(name) <= most else name[:start] + "…" + name[start + 1 - most :] for name in names]
+
+
+def edge_legend(ax: Axes, edges: Sequence[Edge], font: float, lw: float = 1.5, **options: Any) -> None:
+    """Say below the picture which colour is which direction, and that dotted edges are closed."""
+    looks = {True: (INTO_PRIMARY, "into the primary"), False: (INTO_AUX, "into an auxiliary")}
+    found = [looks[inward] for inward in looks if any(edge.direction.inward == inward for edge in edges)]
+    keys = [Line2D([], [], color=colour, lw=lw, label=label) for colour, label in found]
+    if not all(edge.open for edge in edges):
+        keys.append(Line2D([], [], color="0.5", ls=":", label="closed"))
+    ax.legend(handles=keys, loc="lower center", ncols=len(keys) or 1, fontsize=font, frameon=False, **options)

@@ -4,10 +4,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from auxnas_layers.features.taps import PRIMARY
-from auxnas_layers.plot.drawing import FONT, INTO_AUX, INTO_PRIMARY, MOST, bare, new_axes, short, size, text_width
+from auxnas_layers.plot.drawing import (
+    FONT,
+    INTO_AUX,
+    INTO_PRIMARY,
+    MOST,
+    bare,
+    edge_legend,
+    new_axes,
+    short,
+    size,
+    text_width,
+)
 from auxnas_layers.search.edges import Architecture, Edge
 
 _GAP = 1.7  # inches between the layers of two networks there
@@ -38,7 +48,7 @@ def plot_edges(architecture: Architecture, ax: Axes | None = None) -> Axes:
     for number, side in enumerate(sides):
         middle = (number + 0.5) * width
         side.draw(ax, (middle - gap / 2, middle + gap / 2), most, font)
-    _legend(architecture, ax, font)
+    edge_legend(ax, architecture.edges, font)
     ax.set(xlim=(0, width * max(len(sides), 1)), ylim=(-taps - 0.8, 1.2))
     bare(ax)
     return ax
@@ -85,13 +95,3 @@ class _Side:
         arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": colour, "shrinkA": 4, "shrinkB": 4}
         arrow |= {"lw": 0.5 + 2 * edge.gate} if edge.open else {"lw": 1, "ls": ":", "alpha": 0.7}
         ax.annotate("", (end, shift - edge.target), (start, shift - edge.source), arrowprops=arrow)
-
-
-def _legend(architecture: Architecture, ax: Axes, font: float) -> None:
-    """Say which colour is which direction, below the layers."""
-    colours = {True: (INTO_PRIMARY, "into the primary"), False: (INTO_AUX, "into an auxiliary")}
-    found = [colours[inward] for inward in colours if any(edge.direction.inward == inward for edge in architecture)]
-    lines = [Line2D([], [], color=colour, label=label) for colour, label in found]
-    if not all(edge.open for edge in architecture):
-        lines.append(Line2D([], [], color="0.5", ls=":", label="closed"))
-    ax.legend(handles=lines, loc="lower center", ncols=len(lines) or 1, fontsize=font, frameon=False)

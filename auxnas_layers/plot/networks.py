@@ -5,11 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from auxnas_layers.features.taps import PRIMARY
-from auxnas_layers.plot.drawing import FONT, INTO_AUX, INTO_PRIMARY, MOST, bare, new_axes, short, size, text_width
+from auxnas_layers.plot.drawing import (
+    FONT,
+    INTO_AUX,
+    INTO_PRIMARY,
+    MOST,
+    bare,
+    edge_legend,
+    new_axes,
+    short,
+    size,
+    text_width,
+)
 from auxnas_layers.search.edges import Edge
 from auxnas_layers.search.searches import AuxNAS
 from auxnas_layers.wrapper import AuxNASWrapper
@@ -53,7 +63,8 @@ def plot_networks(wrapper: AuxNASWrapper, ax: Axes | None = None) -> Axes:
     column = (width - min(_GAP, 0.35 * width)) / 2 - 0.03 * width
     for number, panel in enumerate(panels):
         _Drawing(ax, panel, number * width, width, column, row, font).draw()
-    _legend(ax, [edge for panel in panels for edge in panel.edges], font)
+    edges = [edge for panel in panels for edge in panel.edges]
+    edge_legend(ax, edges, font, lw=2, title=_KEYS, title_fontsize=font, columnspacing=1.2)
     ax.set(xlim=(0, width * len(panels)), ylim=(-(taps + _BELOW - 1) * row, (_ABOVE + 0.05) * row))
     bare(ax)
     return ax
@@ -208,22 +219,3 @@ class _Drawing:
 def _arrow(start: tuple[float, float], end: tuple[float, float], font: float, **look: Any) -> FancyArrowPatch:
     head = "-|>,head_length=0.5,head_width=0.2"
     return FancyArrowPatch(start, end, arrowstyle=head, mutation_scale=font, shrinkA=0, shrinkB=0, **look)
-
-
-def _legend(ax: Axes, edges: Sequence[Edge], font: float) -> None:
-    """Say which colour is which direction, below the networks."""
-    looks = {True: (INTO_PRIMARY, "into the primary"), False: (INTO_AUX, "into an auxiliary")}
-    found = [looks[inward] for inward in looks if any(edge.direction.inward == inward for edge in edges)]
-    keys = [Line2D([], [], color=colour, lw=2, label=label) for colour, label in found]
-    if not all(edge.open for edge in edges):
-        keys.append(Line2D([], [], color="0.5", ls=":", label="closed"))
-    ax.legend(
-        handles=keys,
-        title=_KEYS,
-        title_fontsize=font,
-        loc="lower center",
-        ncols=len(keys) or 1,
-        fontsize=font,
-        frameon=False,
-        columnspacing=1.2,
-    )

@@ -9,7 +9,7 @@ import taskonomy
 import torch
 from processes import Place
 from recipes import evaluation, training
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision.tv_tensors import Image
 
 DATA: dict[str, Any] = {"nyuv2": nyuv2, "cityscapes": cityscapes, "taskonomy": taskonomy}
@@ -67,11 +67,3 @@ class OfImage:
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         return sample | {"image": self.transform(Image(sample["image"]))}
-
-
-def batches(
-    samples: Samples, size: int, workers: int, device: torch.device, drop_last: bool = False
-) -> DataLoader[dict[str, Any]]:
-    """Batches in the order of the samples."""
-    pinned = device.type == "cuda"
-    return DataLoader(samples, size, num_workers=workers, drop_last=drop_last, pin_memory=pinned)

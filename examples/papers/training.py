@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from backbones import Backbone, LightAux, Net
-from images import Images, Samples, batches
+from images import Images, Samples
 from losses import Losses
 from methods import METHODS, SINGLE, Alone, Method, Shared
 from processes import Place
@@ -135,8 +135,9 @@ class Training:
         return loss.item()
 
     def loader(self, samples: Samples, drop_last: bool = False) -> DataLoader[dict[str, Any]]:
-        """Batches of this run's size."""
-        return batches(samples, self.batch, self.options.workers, self.place.device, drop_last)
+        """Batches of this run's size, in the order of the samples."""
+        pinned = self.place.device.type == "cuda"
+        return DataLoader(samples, self.batch, num_workers=self.options.workers, drop_last=drop_last, pin_memory=pinned)
 
     # Going on
 
