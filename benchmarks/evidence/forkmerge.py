@@ -1,13 +1,13 @@
 """ForkMerge (Jiang et al., NeurIPS 2023, arXiv 2301.12618): branches that train apart and merge again and again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isnan
 from typing import Any
 
 import torch
-from methods import Heads, Losses, Method
+from methods import METHODS, NEVER_STOPPED, OURS, SHARED, Alone, Heads, Losses, Method
 from problem import Problem
 from torch import Tensor, nn
 
@@ -16,15 +16,14 @@ HeldOutLoss = Callable[[nn.Module], float]
 
 
 class Branches(nn.Module):
-    """Copies of heads on a shared backbone: the first for the primary task alone, one more for each auxiliary task.
+    """Models that start from the same primary network, which the first one trains alone.
 
     ``shares`` has, of each merge, the share of each branch in the merged weights.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, branches: Iterable[nn.Module]) -> None:
         super().__init__()
-        first = Heads(problem)
-        self.branches = nn.ModuleList([first, *(deepcopy(first) for _ in problem.auxes)])
+        self.branches = nn.ModuleList(branches)
         self.shares: list[list[float]] = []
 
     @property
@@ -57,8 +56,9 @@ class ForkMerge(Method):
     grid: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
 
     def build(self, problem: Problem, example: Tensor) -> nn.Module:
-        """The branches, alike."""
-        return Branches(problem)
+        """Copies of heads on a shared backbone: for the primary alone, and one more for each auxiliary."""
+        first = Heads(problem)
+        return Branches([first, *(deepcopy(first) for _ in problem.auxes)])
 
     def losses(self, model: Any, auxes: Sequence[str], find: Callable[[Any, Sequence[str]], Losses]) -> Losses:
         """The primary's in the first branch, and the sum of two in each of the others."""
@@ -73,6 +73,36 @@ class ForkMerge(Method):
         if done * self.merges // steps > (done - 1) * self.merges // steps:
             nets = [branch.primary_net for branch in model.branches]
             model.shares.append(merge_(nets, self.grid, held_out_loss))
+
+
+@dataclass(frozen=True)
+class MergedWithAlone(ForkMerge):
+    """The primary alone beside all tasks by another method; by default both are merged once, after the last step.
+
+    Each is trained as it is by itself, up to rounding, until the first merge.
+
+    Args:
+        base: The other method. It goes without the stop rule.
+    """
+
+    base: Method = METHODS[SHARED]
+    merges: int = 1
+
+    def build(self, problem: Problem, example: Tensor) -> nn.Module:
+        """The primary, and the model of the other method."""
+        model = self.base.build(problem, example)
+        alone = deepcopy(self.base.export(model))
+        return Branches([Alone(alone), model]).train()
+
+    def weights(self, model: Any) -> list[dict[str, Any]]:
+        """Those of both."""
+        alone, other = model.branches
+        return [{"params": list(alone.parameters())}, *self.base.weights(other)]
+
+    def losses(self, model: Any, auxes: Sequence[str], find: Callable[[Any, Sequence[str]], Losses]) -> Losses:
+        """The primary's of the one, and the sum of all of the other."""
+        alone, other = model.branches
+        return find(alone, []) | {"others": torch.stack(list(find(other, auxes).values())).sum()}
 
 
 @torch.no_grad()
@@ -108,4 +138,11 @@ def combined(one: State, other: State, share: float) -> State:
     return {key: value.lerp(other[key], share) if value.is_floating_point() else value for key, value in one.items()}
 
 
-FORK_MERGE: dict[str, Method] = {"ForkMerge": ForkMerge()}
+UNSTOPPED = replace(METHODS[OURS], **NEVER_STOPPED)
+OURS_MERGED, SHARED_MERGED = "ours, merged with single-task", "shared backbone, merged with single-task"
+FORK_MERGE: dict[str, Method] = {
+    "ForkMerge": ForkMerge(),
+    OURS_MERGED: MergedWithAlone(base=UNSTOPPED),
+    SHARED_MERGED: MergedWithAlone(),
+    "ours, ForkMerge": MergedWithAlone(base=UNSTOPPED, merges=10),
+}

@@ -130,6 +130,7 @@ def problem(
     taps: Sequence[str | tuple[str, str]] = TAPS,
     hears: Sequence[tuple[str, str]] = HEARS,
     costly: bool = False,
+    apart: bool = False,
 ) -> Problem:
     """A task on the frames and others that help it, by any network of which `ListeningHead` hears two layers."""
     metric, errors = ERRORS[primary]
@@ -148,6 +149,8 @@ def problem(
         },
         augment=partial(mirror, normals="primary" if primary == "normals" else "normals"),
         costly=costly,
+        apart=apart,
+        group=1 if primary == "normals" else FRAMES,  # with normals, some frames of a level are left out
     )
 
 

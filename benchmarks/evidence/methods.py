@@ -39,20 +39,26 @@ class Method:
 
     Args:
         halves: Whether a step is a gate step on one half of the data and a weight step on the other.
+        by_group: Whether no group of samples is in both halves.
         alone_from: Progress from which on the primary network is trained by itself; 0: there is no other.
         unless_aligned: Whether auxiliaries go on even then if their alignment says that they help; one that has not
             been learned at all is left out earlier.
         aux_factor: Of the auxiliary losses, on top of their weight in the settings.
-        composition: What the batches are made of.
+        composition: What the batches are made of; by default what the problem says.
         phases: The trainings that it consists of; progress is that of the phase.
     """
 
     halves: bool = False
+    by_group: bool = False
     alone_from: float = 1.0
     unless_aligned: bool = False
     aux_factor: float = 1.0
-    composition: Composition = Composition()
+    composition: Composition | None = None
     phases: tuple[Phase, ...] = (Phase(),)
+
+    def composed(self, problem: Problem) -> Composition:
+        """What its batches are made of on a problem."""
+        return self.composition or Composition(apart=problem.apart)
 
     @property
     def stretch(self) -> float:

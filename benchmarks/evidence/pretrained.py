@@ -86,6 +86,7 @@ FINE_TUNED = [
         taps=TAPS,
         hears=HEARS,
         costly=True,
+        apart=True,
     )
     for note, trunk in TRUNKS.items()
     for primary, aux in TASKS

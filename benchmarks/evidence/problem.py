@@ -54,6 +54,9 @@ class Problem:
         batch: Samples in a training step that carry the primary label.
         augment: Changes a training batch by random numbers of a generator.
         costly: Whether its networks are so large, or so many, that it gets fewer trials and methods.
+        apart: Whether samples with the primary label and the others go through the networks in a forward of their own
+            each, unless a method composes its batches in another way.
+        group: Training samples come in groups of so many that have something in common, such as a level.
     """
 
     name: str
@@ -66,3 +69,5 @@ class Problem:
     batch: int = 8
     augment: Callable[[Batch, Generator], Batch] = lambda batch, random: batch
     costly: bool = False
+    apart: bool = False
+    group: int = 1

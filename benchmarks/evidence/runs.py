@@ -18,6 +18,7 @@ from composed import COMPOSED
 from entered import enter
 from further import FURTHER
 from methods import Method
+from neighbours import NEIGHBOURS
 from problem import Batch
 from problems import KNOWN
 from study import RESULTS
@@ -26,7 +27,7 @@ from training import Regime, RuleWatch, Settings, evaluate, fit
 from variants import VARIANTS
 
 FILE = RESULTS / "runs.jsonl"
-METHODS = VARIANTS | COMPOSED | FURTHER
+METHODS = VARIANTS | COMPOSED | FURTHER | dict(way for group in NEIGHBOURS.values() for way in group.items())
 
 
 def method_named(name: str) -> Method:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cheaper import CHEAPER
 from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, PRETRAINED, SHARED, SHARED_STOPPED, SINGLE
+from neighbours import NEIGHBOURS
 from problems import PROBLEMS
 from runs import Run, method_named
 from training import Regime, Settings
@@ -160,11 +161,18 @@ def summary_cells() -> list[Cell]:
     return list(dict.fromkeys(few_cells() + label_cells()))
 
 
-def ablation_cells() -> list[Cell]:
+def ablation_cells(groups: Mapping[str, Mapping[str, Any]] = ABLATIONS) -> list[Cell]:
     """Every change of the default, under the settings of the default, on validation levels."""
     own = [Cell(MAIN[0], name, FEW, split="validation") for name in (SINGLE, SHARED, OURS)]
-    changed = [name for group in ABLATIONS.values() for name in group]
+    changed = [name for group in groups.values() for name in group]
     return own + [Cell(MAIN[0], name, FEW, own[-1], "validation") for name in changed]
+
+
+def neighbour_cells() -> list[Cell]:
+    """What neighbouring papers would change, beside edges that are cut at the end, and gates learned on any half."""
+    beside = ABLATIONS["closing"] | ABLATIONS["gates towards the auxiliary"]
+    shown = {"": {name: beside[name] for name in ("cut at the end", "gates learned on another half")}}
+    return ablation_cells(shown | NEIGHBOURS)
 
 
 def harm_cells() -> list[Cell]:
@@ -208,6 +216,7 @@ STUDIES: dict[str, Callable[[], list[Cell]]] = {
     "labels": label_cells,
     "summary": summary_cells,
     "ablations": ablation_cells,
+    "neighbours": neighbour_cells,
     "harm": harm_cells,
     "rule": rule_cells,
     "luck": luck_cells,

@@ -9,6 +9,7 @@ from typing import Any
 
 from cheaper import EVERY_STEP
 from methods import AUX_G, LIGHT, MATCHED, METHODS, OURS, PRETRAINED, SHARED, SINGLE
+from neighbours import NEIGHBOURS
 from problems import PROBLEMS
 from runs import method_named
 from studies import CONTROLLED, Cell, Found
@@ -203,10 +204,13 @@ def _weights_table(cells: list[Cell], found: Found) -> None:
 def ablation_table(cells: list[Cell], found: Found) -> None:
     """Every change of the default, against the default."""
     errors = {cell.method: cell.errors(found) for cell in cells}
-    lines = [("", name, average(errors[name]), against(errors[name], errors[OURS])) for name in (SINGLE, SHARED, OURS)]
-    for group, names in ABLATIONS.items():
-        lines += [(group, name, average(errors[name]), against(errors[name], errors[OURS])) for name in names]
-    show(("what is changed", "how", "error", "minus the default"), (line for line in lines if line[2]))
+    groups = {name: group for group, names in (ABLATIONS | NEIGHBOURS).items() for name in names}
+    lines = [
+        (groups.get(name, ""), name, average(values), against(values, errors[OURS]))
+        for name, values in errors.items()
+        if values
+    ]
+    show(("what is changed", "how", "error", "minus the default"), lines)
 
 
 def luck_table(cells: list[Cell], found: Found) -> None:
@@ -301,6 +305,7 @@ TABLES: dict[str, Callable[[list[Cell], Found], None]] = {
     "labels": labels_table,
     "summary": summary_table,
     "ablations": ablation_table,
+    "neighbours": ablation_table,
     "harm": harm_table,
     "rule": rule_table,
     "luck": luck_table,

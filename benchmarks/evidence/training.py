@@ -100,8 +100,9 @@ def fit(
 ) -> Any:
     """Train by a method, which may need a `RuleWatch` or held-out samples; returns the model, auxiliary and all."""
     torch.manual_seed(seed)
-    problem = method.composition.problem(problem)
-    train, labelled = method.composition.pool(*choose(problem, train, regime, seed))
+    composition = method.composed(problem)
+    problem = composition.problem(problem)
+    train, labelled = composition.pool(*choose(problem, train, regime, seed))
     model: Any = method.build(problem, train["input"][:1])
     if train["input"].dim() == 4:
         model.to(memory_format=torch.channels_last)
@@ -110,7 +111,8 @@ def fit(
     for phase in method.phases:
         first = torch.arange(len(train["input"])) if phase.trains == "auxiliaries" else labelled
         in_halves = method.halves and phase.trains == "all"
-        training.run(phase, settings, batches(problem, train, first, regime, in_halves, seed))
+        group = problem.group if method.by_group else 1
+        training.run(phase, settings, batches(problem, train, first, regime, in_halves, seed, group))
     return model
 
 
@@ -169,7 +171,7 @@ class Training:
         if phase.trains == "auxiliaries":
             outputs = self.method.auxes_alone(self.model, batch["input"])
             return {name: self.factor * loss for name, loss in aux_losses(self.problem, outputs, batch).items()}
-        rest = progress, self.factor, batch, self.method.composition
+        rest = progress, self.factor, batch, self.method.composed(self.problem)
         return self.method.losses(self.model, auxes, lambda model, auxes: losses_of(self.problem, model, auxes, *rest))
 
     def held_out_loss(self, net: nn.Module) -> float:
@@ -202,7 +204,7 @@ def carrying(labels: Tensor) -> Tensor:
 
 
 def batches(
-    problem: Problem, train: Batch, labelled: Tensor, regime: Regime, in_halves: bool, seed: int
+    problem: Problem, train: Batch, labelled: Tensor, regime: Regime, in_halves: bool, seed: int, group: int = 1
 ) -> Iterator[Batch]:
     """Samples with the primary label first; then, where auxiliary labels are plenty, as many of all.
 
@@ -213,19 +215,30 @@ def batches(
     parts = [(labelled, every)]
     for step in itertools.count():
         if in_halves and step % (2 * max(1, len(labelled) // (2 * count))) == 0:
-            parts = halves(labelled, len(every), random)
+            parts = halves(labelled, len(every), random, group)
         few, pool = parts[step % len(parts)]
         pools = [few, pool][: 1 + regime.plenty]
         chosen = torch.cat([pool[torch.randint(len(pool), (count,), generator=random)] for pool in pools])
         yield problem.augment({key: values[chosen] for key, values in train.items()}, random)
 
 
-def halves(labelled: Tensor, count: int, random: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    """Two halves of the samples, each with half of those that are labelled: (labelled, all) of each."""
+def halves(labelled: Tensor, count: int, random: torch.Generator, group: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """Two halves of the samples: those that are labelled and all, of each.
+
+    Each has half of the labelled samples; or if samples come in groups, half of the groups, none in both.
+    """
+    if 1 < group < count:
+        groups = torch.randperm(-(-count // group), generator=random)
+        return [_within(labelled, count, torch.isin(torch.arange(count) // group, groups[i::2])) for i in (0, 1)]
     few = labelled[torch.randperm(len(labelled), generator=random)]
     others = torch.arange(count)[~torch.isin(torch.arange(count), labelled)]
     others = others[torch.randperm(len(others), generator=random)]
     return [(few[i::2], torch.cat([few[i::2], others[i::2]])) for i in (0, 1)]
+
+
+def _within(labelled: Tensor, count: int, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """The labelled samples and all, of those inside."""
+    return labelled[inside[labelled]], torch.arange(count)[inside]
 
 
 def optimisers(method: Method, model: Any, settings: Settings) -> tuple[Optimizer, Optimizer]:

@@ -6,7 +6,7 @@ from math import inf, nan
 
 import pytest
 import torch
-from forkmerge import FORK_MERGE, Branches, ForkMerge, merge_
+from forkmerge import FORK_MERGE, OURS_MERGED, SHARED_MERGED, UNSTOPPED, ForkMerge, merge_
 from methods import METHODS, SHARED, SINGLE
 from problems import PROBLEMS
 from tabular import SPEED_BY_GATE_TIME as FLIGHTS
@@ -56,6 +56,21 @@ def test_branches_that_never_merge_are_single_task_and_a_shared_backbone(data):
     model = trained(replace(METHOD, merges=0), data)
     assert same(model.branches[0].primary_net, trained(METHODS[SINGLE], data).primary_net)
     assert same(model.branches[1], trained(METHODS[SHARED], data)) and model.shares == []
+
+
+@pytest.mark.parametrize(("way", "base"), [(OURS_MERGED, UNSTOPPED), (SHARED_MERGED, METHODS[SHARED])])
+def test_what_is_merged_once_is_trained_as_it_is_by_itself(way, base, data):
+    """Up to the merge, of which the primary is at least as good on held-out samples as either."""
+
+    def loss(net):
+        return Training(PROBLEM, METHOD, None, 1.0, None, data["validation"]).held_out_loss(deepcopy(net))
+
+    apart = trained(replace(FORK_MERGE[way], merges=0), data, 1)  # later steps differ by rounding
+    single, other = trained(METHODS[SINGLE], data, 1).primary_net, trained(base, data, 1)
+    assert same(apart.branches[0].primary_net, single) and same(apart.branches[1], other) and apart.shares == []
+    merged = trained(FORK_MERGE[way], data, 1)
+    assert len(merged.shares) == 1
+    assert loss(merged.primary_net) <= min(loss(single), loss(other.primary_net))
 
 
 def test_merged_weights_are_at_least_as_good_on_held_out_samples_as_each_branch(data):
@@ -118,7 +133,7 @@ def test_a_branch_that_has_diverged_is_left_out(bad):
     ("steps", "merges", "after"), [(10, 2, [5, 10]), (7, 3, [3, 5, 7]), (2, 10, [1, 2]), (4, 0, [])]
 )
 def test_merges_are_evenly_spaced_and_the_last_is_after_the_last_step(steps, merges, after):
-    model, seen = Branches(PROBLEM), []
+    model, seen = METHOD.build(PROBLEM, PROBLEM.load(True)["train"]["input"][:1]), []
     for done in range(1, steps + 1):
         ForkMerge(merges=merges).after_(model, done, steps, lambda net, done=done: seen.append(done) or 0.0)
     assert sorted(set(seen)) == after == sorted(after) and len(model.shares) == len(after)
