@@ -68,7 +68,7 @@ def load_frames(tasks: Mapping[str, str], fast: bool) -> dict[str, Batch]:
 
 def of_frames(primary: str, aux: str) -> Problem:
     """Two of `FRAME_TASKS` as primary and auxiliary task, under the networks of the demo."""
-    like, tasks = game.problem("depth", "segmentation"), {"primary": primary, aux: aux}
+    like, tasks = game.DEPTH_BY_SEGMENTATION, {"primary": primary, "aux": aux}
     one, other = FRAME_TASKS[primary], FRAME_TASKS[aux]
     _, errors = game.ERRORS.get(primary, ("", game.depth_errors))
     net = like.auxes["segmentation"].net.func
@@ -81,7 +81,8 @@ def of_frames(primary: str, aux: str) -> Problem:
         net=partial(net, one.outputs),
         loss=one.loss,
         errors=errors,
-        auxes={aux: joined},
+        auxes={"aux": joined},
+        augment=partial(game.mirror, normals={primary: "primary", aux: "aux"}.get("normals", "")),
     )
 
 

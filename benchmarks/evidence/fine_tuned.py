@@ -10,7 +10,8 @@ On frames, samples with the primary label and the others go through the networks
 from forkmerge import OURS_MERGED, SHARED_MERGED
 from further import FURTHER
 from methods import AUX_G, LIGHT, MATCHED, OURS, PRETRAINED, SHARED, SINGLE
-from pretrained import FINE_TUNED
+from pretrained import FINE_TUNED, FINE_TUNED_GARMENTS, FINE_TUNED_MIXED
+from problems import FROM_WEIGHTS
 from study import RESULTS
 from training import Regime, Settings
 from tuned import Row, TunedStudy
@@ -27,18 +28,16 @@ ROWS = [
     Row(DEPTH, FEW, CORE, (SHARED, OURS)),
     Row(NORMALS, FEW, CORE),
     Row(TUNED_MINILM.name, FEW, CORE),
+    Row(FINE_TUNED_GARMENTS.name, FEW, CORE),
     Row(SEGMENTATION, FEW, CORE),
-    *(Row(DEPTH, regime, THREE) for regime in (Regime(30, True), Regime(300, True), Regime(0, True))),
+    *(Row(DEPTH, regime, THREE) for regime in (Regime(30, True), Regime(300, True))),
     Row(DEPTH, FEW, OTHERS),
-    *(Row(name, FEW, CORE) for name in LITE),
+    Row(FINE_TUNED_MIXED.name, FEW, THREE),
+    *(Row(name, FEW, THREE) for name in LITE),
 ]
-FRAMES = (
-    Settings(1e-3, 0.01, 400, 1.0),
-    Settings(3e-3, 0.01, 400, 1.0),
-    Settings(1e-3, 0.01, 400, 0.3),
-)
-TEXT = Settings(1e-4, 0.01, 400, 1.0), Settings(3e-5, 0.01, 400, 1.0), Settings(1e-4, 0.01, 400, 0.3)
-TRIALS = {problem.name: FRAMES for problem in FINE_TUNED} | {TUNED_MINILM.name: TEXT}
+IMAGES = Settings(1e-3, 0.01, 400, 1.0), Settings(3e-3, 0.01, 400, 1.0)
+TEXT = Settings(1e-4, 0.01, 400, 1.0), Settings(3e-5, 0.01, 400, 1.0)
+TRIALS = {problem.name: IMAGES for problem in FROM_WEIGHTS} | {TUNED_MINILM.name: TEXT}
 STUDY = TunedStudy(RESULTS / "fine_tuned.jsonl", ROWS, TRIALS)
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from auxnas_layers import (
     FixedArchitecture,
     NDDRFusion,
 )
-from auxnas_layers.search import Search
+from auxnas_layers.search import Search, SearchSpace
 
 Losses = dict[str, Tensor]
 """Loss of each task in a step, the primary one first."""
@@ -228,10 +228,14 @@ class Joined(Method):
             nets,
             taps,
             search=self.search,
-            search_space=DepthLimited(self.reach),
+            search_space=self.search_space(),
             fusion=self.fusion,
             example_inputs=example,
         )
+
+    def search_space(self) -> SearchSpace:
+        """From which taps a tap may receive."""
+        return DepthLimited(self.reach)
 
     def auxes_alone(self, model: Any, inputs: Tensor) -> dict[str, Tensor]:
         """Without edges."""

@@ -5,11 +5,13 @@ decoder has no batch norm: only in the trunk does it matter what a batch is made
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import game
 import torch.nn.functional as F
 from demo import doom, twice_as_large
+from fashion import UPPER_BY_LOWER
 from torch import Tensor, channels_last, nn, tensor
 from weights import efficientnet_lite, mobilenet_v2
 
@@ -41,6 +43,8 @@ def lite_trunk(number: int = 0) -> Trunk:
 class Dense(nn.Module):
     """Images ``(b, 3, 60, 80)`` in [0, 1] to maps ``(b, outputs, 60, 80)``."""
 
+    size: Sequence[int] = SIZE
+
     def __init__(self, trunk: Callable[[], Trunk], outputs: int) -> None:
         super().__init__()
         self.trunk, widths, mean, std = trunk()
@@ -53,7 +57,7 @@ class Dense(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The sum of all stages, at a quarter of the resolution."""
-        x = resized((images - self.mean) / self.std, SIZE).contiguous(memory_format=channels_last)
+        x = resized((images - self.mean) / self.std, self.size).contiguous(memory_format=channels_last)
         maps = []
         for stage, up in zip(self.trunk, self.up):
             x = stage(x)
@@ -68,6 +72,26 @@ class Dense(nn.Module):
         return self.predict(self.features(images))
 
 
+class Classifier(Dense):
+    """Grey images ``(b, 1, 36, 36)`` in [0, 1] to logits ``(b, outputs)``."""
+
+    size = 64, 64
+
+    def __init__(self, trunk: Callable[[], Trunk], outputs: int) -> None:
+        super().__init__(trunk, outputs)
+        layer = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, 1, 1, bias=False), nn.GroupNorm(8, WIDTH), nn.ReLU())
+        self.head = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, outputs))
+        self.to(memory_format=channels_last)
+
+    def features(self, images: Tensor) -> Tensor:
+        """As of an image in colours."""
+        return super().features(images.expand(-1, 3, -1, -1))
+
+    def predict(self, features: Tensor) -> Tensor:
+        """The head's logits."""
+        return self.head(features)
+
+
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Maps at another resolution."""
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
@@ -76,18 +100,26 @@ def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
 MOBILENET, LITE = ", MobileNetV2", ", EfficientNet-Lite0"
 TRUNKS: dict[str, Callable[[], Trunk]] = {MOBILENET: mobilenet_trunk, LITE: lite_trunk}
 TASKS = (("depth", "segmentation"), ("normals", "segmentation"), ("segmentation", "depth"))
+joined = partial(game.problem, taps=TAPS, hears=HEARS, costly=True, apart=True)
 FINE_TUNED = [
-    game.problem(
-        primary,
-        aux,
-        note=note,
-        net=partial(Dense, trunk),
-        aux_net=partial(Dense, trunk),
-        taps=TAPS,
-        hears=HEARS,
-        costly=True,
-        apart=True,
-    )
+    joined(primary, aux, note=note, net=partial(Dense, trunk), aux_net=partial(Dense, trunk))
     for note, trunk in TRUNKS.items()
     for primary, aux in TASKS
 ]
+FINE_TUNED_MIXED = joined(
+    "depth",
+    "segmentation",
+    note=", MobileNetV2 and EfficientNet-Lite0",
+    net=partial(Dense, mobilenet_trunk),
+    aux_net=partial(Dense, lite_trunk),
+)
+_net, _aux = partial(Classifier, mobilenet_trunk, 10), UPPER_BY_LOWER.auxes["lower"]
+FINE_TUNED_GARMENTS = replace(
+    UPPER_BY_LOWER,
+    name=UPPER_BY_LOWER.name + MOBILENET,
+    net=_net,
+    auxes={"lower": replace(_aux, net=_net, taps=TAPS, head=(_aux.head[0], HEARS))},
+    batch=8,
+    costly=True,
+    apart=True,
+)

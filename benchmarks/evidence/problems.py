@@ -5,7 +5,7 @@ from brown import BROWN, MINILM
 from cd4 import CD4
 from fashion import UPPER_BY_LOWER
 from movielens import FIVE_STARS
-from pretrained import FINE_TUNED
+from pretrained import FINE_TUNED, FINE_TUNED_GARMENTS, FINE_TUNED_MIXED
 from rooms_frames import ROOMS
 from tabular import SPEED_BY_GATE_TIME
 from tuned_minilm import TUNED_MINILM
@@ -29,5 +29,6 @@ PROBLEMS = {
         game.DEPTH_BY_SEGMENTATION_MIXED,
     )
 }
-KNOWN = PROBLEMS | {problem.name: problem for problem in (*FINE_TUNED, TUNED_MINILM, CD4, FIVE_STARS)}
+FROM_WEIGHTS = *FINE_TUNED, FINE_TUNED_MIXED, FINE_TUNED_GARMENTS, TUNED_MINILM
+KNOWN = PROBLEMS | {problem.name: problem for problem in (*FROM_WEIGHTS, CD4, FIVE_STARS)}
 """With those from pretrained weights, which have studies of their own, and with tables of patients and of ratings."""

@@ -30,6 +30,7 @@ SETTINGS = {"depth": Settings(3e-3, 0.01, 600, 1.0), "CD4 at 96 weeks": Settings
 PROBE = 4  # a probe has one in so many of the steps
 SAMPLES = 64  # from which a Fisher matrix is estimated
 ALONE = "alone"
+FAST = False  # for tests: made-up samples
 SCORES = {"cosine": "cosine", "fisher": "Fisher", "held_out": "held-out loss"}
 ELSEWHERE = "same_groups"  # cosines with held-out samples of the groups that are trained on
 PROBED, JOINED = (replace(METHODS[name], **NEVER_STOPPED) for name in (LIGHT, OURS))
@@ -42,7 +43,7 @@ def run(task: Run) -> Run:
     problems, settings = CANDIDATES[primary], SETTINGS[primary]
     is_alone = candidate == ALONE
     problem = next(iter(problems.values())) if is_alone else problems[candidate]
-    data = problem.load(False)
+    data = problem.load(FAST)
     method = METHODS[SINGLE] if is_alone else JOINED if task["kind"] == "gain" else PROBED
     if task["kind"] == "gain":
         model = fit(problem, method, data["train"], FEW, settings, seed)
