@@ -20,12 +20,13 @@ from tuned_minilm import TUNED_MINILM
 DEPTH, NORMALS, SEGMENTATION, *LITE = (problem.name for problem in FINE_TUNED)
 FEW = Regime(100, True)
 THREE = SINGLE, SHARED, OURS
-CORE = *THREE, LIGHT, OURS_MERGED, SHARED_MERGED
+CORE = *THREE, OURS_MERGED
+WHOLE = *CORE, LIGHT, SHARED_MERGED
 OTHERS = tuple(
-    name for name in (PRETRAINED, MATCHED, "shared, PCGrad", "shared, UPGrad", AUX_G, *FURTHER) if name not in CORE
+    name for name in (PRETRAINED, MATCHED, "shared, PCGrad", "shared, UPGrad", AUX_G, *FURTHER) if name not in WHOLE
 )
 ROWS = [
-    Row(DEPTH, FEW, CORE, (SHARED, OURS)),
+    Row(DEPTH, FEW, WHOLE, (SHARED, OURS)),
     Row(NORMALS, FEW, CORE),
     Row(TUNED_MINILM.name, FEW, CORE),
     Row(FINE_TUNED_GARMENTS.name, FEW, CORE),

@@ -4,10 +4,10 @@ python benchmarks/evidence/run.py main          # runs what docs/results/runs.js
 python benchmarks/evidence/run.py main --table  # prints the table of what is there
 python benchmarks/evidence/run.py main --fast   # every path on next to no data, for two steps each; keeps nothing
 
-python benchmarks/evidence/run.py main --method mine.py:Mine  # tunes and runs this class, and puts it beside the others
+python benchmarks/evidence/run.py main --method mine  # tunes and runs the class in mine.py, beside the others
 
-A method is a class that derives from `Method`, or from another one in methods.py. Its runs are kept in
-data/entered.jsonl, by this name: rename the class when you change it.
+A method is a class that derives from `Method`, or from another one in methods.py; of several in a file one is
+``mine.py:Mine``. Its runs are kept in data/entered.jsonl, by this name: rename it when you change it.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=studies.MAIN_SEEDS, choices=range(2, 11), help="at most")
     parser.add_argument("--problems", nargs="*", help="only these")
     parser.add_argument("--workers", type=int, default=0, help="processes; one for each core by default")
-    parser.add_argument("--method", nargs="*", default=[], help="of your own: path/to/mine.py:Mine")
+    parser.add_argument("--method", nargs="*", default=[], help="of your own: mine for mine.py, path/to/mine.py:Mine")
     options = parser.parse_args()
     if options.method and options.study != "main":
         parser.error(f"--method adds a row to the table of main; found {options.study}: type main")

@@ -58,7 +58,7 @@ def test_the_class_of_the_documents_is_trained_under_a_light_auxiliary_loss(tmp_
     document = (ROOT / "docs" / "results" / "protocol.md").read_text()
     (code,) = re.findall(r"^```py\n(.*?)^```", document, re.S | re.M)
     (tmp_path / "mine.py").write_text(code)
-    method = entered.enter(f"{tmp_path / 'mine.py'}:Mine")
+    method = entered.enter(str(tmp_path / "mine"))
     weight = torch.ones((), requires_grad=True)
     method.backward(torch.nn.Identity(), {"primary": 2 * weight, "flight": 30 * weight})
     assert weight.grad.item() == pytest.approx(5)
@@ -100,13 +100,17 @@ def test_only_the_class_is_run_and_its_runs_are_kept_apart(mine, monkeypatch, ca
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("our", r"known name or path/to/mine.py:Mine, of a file that exists; found 'our'"),
-        ("mine.py:Mine", r"of a file that exists; found 'mine.py:Mine'"),
+        ("our", r"known name, or a file that exists, as mine for mine.py or path/to/mine.py:Mine; found 'our'"),
+        ("mine.py:Mine", r"a file that exists.*found 'mine.py:Mine'"),
         (
             "{}Their",
-            r"a class Their that derives from methods.Method; found None. Write: class Their\(Method\)",
+            r"a class Their that derives from methods.Method; found \['Mine', 'Whole'\]. Write: class Their\(Method\)",
         ),
-        ("{}torch", r"derives from methods.Method; found <module"),
+        ("{}torch", r"derives from methods.Method; found \['Mine', 'Whole'\]"),
+        (
+            "{}",
+            r"defines one class that derives from methods.Method; found \['Mine', 'Whole'\].*say which: .*mine.py:Mine",
+        ),
     ],
 )
 def test_what_is_not_a_method_is_an_error_that_says_what_to_type(name, message, mine):
