@@ -5,12 +5,13 @@ python benchmarks/evidence/ranking.py --table  # prints the tables of what is th
 
 A probe trains the primary with a light auxiliary for a quarter of the steps and measures three scores. *Cosine*: of the
 auxiliary's gradient and that of the primary's held-out loss, mean. *Fisher*: the distance of task affinity, negative
-(arXiv 2103.12827: Frechet distance of diagonal Fisher matrices of trace 1), of both tasks in the primary's weights.
+(arXiv 2103.12827: Frechet distance of diagonal Fisher matrices of trace 1), of both tasks in the weights they share.
 *Held-out loss*: by how much the probe's is below that of the primary trained alone for as many steps.
 """
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from statistics import mean
 from typing import Any
@@ -90,11 +91,13 @@ def distance(problem: Problem, model: Any, data: dict[str, Batch], seed: int) ->
     weights = list(model.primary_net.parameters())
     model.eval()
 
-    def losses(sample: Batch) -> tuple[Tensor, Tensor]:
+    def loss(number: int, sample: Batch) -> Tensor:
         output, outputs = model(sample["input"])
-        return problem.loss(output, sample["primary"]), aux.loss(outputs[name], sample[name])
+        return aux.loss(outputs[name], sample[name]) if number else problem.loss(output, sample["primary"])
 
-    return affinity([fisher(weights, lambda s, i=i: losses(s)[i], batch) for i in (0, 1)])
+    reached = torch.autograd.grad(loss(1, batch), weights, allow_unused=True)
+    shared = [weight for weight, gradient in zip(weights, reached) if gradient is not None]
+    return affinity([fisher(shared, partial(loss, number), batch) for number in (0, 1)])
 
 
 def fisher(weights: list[nn.Parameter], loss: Any, batch: Batch) -> Tensor:
