@@ -204,7 +204,7 @@ def _weights_table(cells: list[Cell], found: Found) -> None:
 def ablation_table(cells: list[Cell], found: Found) -> None:
     """Every change of the default, against the default."""
     errors = {cell.method: cell.errors(found) for cell in cells}
-    groups = {name: group for group, names in (ABLATIONS | NEIGHBOURS).items() for name in names}
+    groups = {name: group for some in (ABLATIONS, NEIGHBOURS) for group, names in some.items() for name in names}
     lines = [
         (groups.get(name, ""), name, average(values), against(values, errors[OURS]))
         for name, values in errors.items()
