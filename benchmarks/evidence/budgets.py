@@ -74,7 +74,8 @@ def search(task: Run) -> Run:
                 net = wrapper.export_multitask()
                 found = errors(TARGET, net, data["test"])
                 flops = wrapper.export_report.exported.flops
-                points.append({"left": left, "errors": found, "flops": flops, "architecture": architecture.to_dict()})
+                kept = net.architecture().to_dict()  # with the fusions that stay without edges
+                points.append({"left": left, "errors": found, "flops": flops, "architecture": kept})
     return {"points": points}
 
 

@@ -182,11 +182,20 @@ def test_a_budget_is_searched_and_trained_anew(monkeypatch, capsys):
     monkeypatch.setattr(budgets, "FRAMES", 2)
     monkeypatch.setattr(budgets, "LEFT", (18, 17, 0))
     dropping = budgets.dropping
-    monkeypatch.setattr(budgets, "dropping", lambda wrapper, split: [next(dropping(wrapper, split))])
+
+    def ends(wrapper, split):
+        yield (whole := next(dropping(wrapper, split)))
+        none = replace(whole, edges=tuple(replace(edge, gate=0.0, open=False) for edge in whole))
+        wrapper.load_architecture(none)
+        yield none
+
+    monkeypatch.setattr(budgets, "dropping", ends)
     found = {"seed": 0} | budgets.search({"seed": 0})
-    assert [point["left"] for point in found["points"]] == [18] and found["points"][0]["flops"] > 0
-    again = budgets.retrain([found], {"seed": 0, "left": 18})
-    assert again["errors"]["primary"] > 0
+    whole, none = found["points"]
+    assert (whole["left"], none["left"]) == (18, 0) and whole["flops"] > none["flops"] > 0
+    assert none["architecture"]["bare"]
+    for left in (18, 0):
+        assert budgets.retrain([found], {"seed": 0, "left": left})["errors"]["primary"] > 0
     point = found["points"][0]
     searches = [
         {
