@@ -18,11 +18,7 @@ test-models: $(VENV)/.models
 test-frameworks: $(VENV)/.frameworks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/frameworks -W error -q $(ARGS)
 
-test-# The main table; `make evidence ARGS="--method mine"` puts the class in mine.py beside the others.
-evidence: $(VENV)/.weights
-	$(BIN)/python benchmarks/evidence/run.py main $(ARGS)
-
-studies: $(VENV)/.weights
+test-studies: $(VENV)/.weights
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studies -W error -n 2 -q $(ARGS)
 
 test-papers: $(VENV)/.papers
