@@ -61,7 +61,6 @@ def without(architecture: Architecture, key: Any) -> Architecture:
 
 def search(task: Run) -> Run:
     """One search: test errors at each budget without retraining, FLOPs, and which edges are left."""
-    torch.set_num_threads(1)
     data = TARGET.load(side_by_side.FAST)
     wrapper = searched(TARGET, SUPERNET, data, task["seed"])
     chosen = torch.randperm(len(data["validation"]["input"]), generator=torch.Generator().manual_seed(0))[:FRAMES]
@@ -81,7 +80,6 @@ def search(task: Run) -> Run:
 
 def retrain(searches: list[Run], task: Run) -> Run:
     """Networks with the edges of a budget, trained anew."""
-    torch.set_num_threads(1)
     points = next(found["points"] for found in searches if found["seed"] == task["seed"])
     architecture = next(point["architecture"] for point in points if point["left"] == task["left"])
     method = SideBySide(search=FixedArchitecture(Architecture.from_dict(architecture)))

@@ -9,8 +9,9 @@ import cd4
 import game
 import torch
 import torch.nn.functional as F
+from baselines import ListeningHead
 from cd4 import CD4
-from demo import doom
+from demo import Net, doom
 from problem import Aux, Batch, Loss, Problem
 from study import FRAMES
 from tabular import Row
@@ -71,14 +72,13 @@ def of_frames(primary: str, aux: str) -> Problem:
     like, tasks = game.DEPTH_BY_SEGMENTATION, {"primary": primary, "aux": aux}
     one, other = FRAME_TASKS[primary], FRAME_TASKS[aux]
     _, errors = game.ERRORS.get(primary, ("", game.depth_errors))
-    net = like.auxes["segmentation"].net.func
-    head = partial(like.auxes["segmentation"].head[0].func, other.outputs)
-    joined = Aux(partial(net, other.outputs), other.loss, game.TAPS, head=(head, game.HEARS))
+    head = partial(ListeningHead, other.outputs)
+    joined = Aux(partial(Net, other.outputs), other.loss, game.TAPS, head=(head, game.HEARS))
     return replace(
         like,
         name=f"{primary} <- {aux}",
         load=partial(load_frames, tasks),
-        net=partial(net, one.outputs),
+        net=partial(Net, one.outputs),
         loss=one.loss,
         errors=errors,
         auxes={"aux": joined},
@@ -100,14 +100,15 @@ MADE_UP = "CD4 at 20 weeks, permuted", "noise"
 
 def load_patients(task: str, fast: bool) -> dict[str, Batch]:
     """Patients whose auxiliary label is that of a task."""
-    patients = cd4.made_up() if fast else cd4.table(cd4.read_package())
+    rows = [] if fast else cd4.read_package()
+    patients = cd4.made_up() if fast else cd4.table(rows)
     count, random = len(patients["primary"]), torch.Generator().manual_seed(3)
     if task == "noise":
         column = torch.randn(count, generator=random)
     elif fast:
         column = patients["early"][:, 0]
     else:
-        column = torch.tensor([PATIENT_TASKS[task.removesuffix(", permuted")](row) for row in cd4.read_package()])
+        column = torch.tensor([PATIENT_TASKS[task.removesuffix(", permuted")](row) for row in rows])
     if task.endswith("permuted"):
         column = column[torch.randperm(count, generator=random)]
     counts = {"validation": 12, "test": 12} if fast else cd4.SPLITS

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, isnan
 from typing import Any
 
 import torch
-from methods import METHODS, NEVER_STOPPED, OURS, SHARED, Alone, Heads, Losses, Method
+from methods import METHODS, SHARED, Alone, Heads, Losses, Method
 from problem import Problem
 from torch import Tensor, nn
+from variants import UNSTOPPED, VARIANTS
 
 State = dict[str, Tensor]
 HeldOutLoss = Callable[[nn.Module], float]
@@ -138,11 +139,10 @@ def combined(one: State, other: State, share: float) -> State:
     return {key: value.lerp(other[key], share) if value.is_floating_point() else value for key, value in one.items()}
 
 
-UNSTOPPED = replace(METHODS[OURS], **NEVER_STOPPED)
 OURS_MERGED, SHARED_MERGED = "ours, merged with single-task", "shared backbone, merged with single-task"
 FORK_MERGE: dict[str, Method] = {
     "ForkMerge": ForkMerge(),
-    OURS_MERGED: MergedWithAlone(base=UNSTOPPED),
+    OURS_MERGED: MergedWithAlone(base=VARIANTS[UNSTOPPED]),
     SHARED_MERGED: MergedWithAlone(),
-    "ours, ForkMerge": MergedWithAlone(base=UNSTOPPED, merges=10),
+    "ours, ForkMerge": MergedWithAlone(base=VARIANTS[UNSTOPPED], merges=10),
 }

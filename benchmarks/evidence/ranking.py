@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from candidates import CANDIDATES, PERMUTED
-from methods import LIGHT, METHODS, NEVER_STOPPED, OURS, SINGLE, Method
+from methods import LIGHT, METHODS, NEVER_STOPPED, SINGLE, Method
 from problem import Batch, Problem
 from scipy.stats import spearmanr
 from study import Run, interval, read_options, run_missing
 from tables import show
 from torch import Tensor, nn
 from training import Regime, RuleWatch, Settings, Training, choose, evaluate, fit
+from variants import UNSTOPPED, VARIANTS
 
 FEW = Regime(100, plenty=True)
 SETTINGS = {"depth": Settings(3e-3, 0.01, 600, 1.0), "CD4 at 96 weeks": Settings(3e-3, 0.1, 300, 1.0)}
@@ -34,12 +35,11 @@ ALONE = "alone"
 FAST = False  # for tests: made-up samples
 SCORES = {"cosine": "cosine", "fisher": "Fisher", "held_out": "held-out loss"}
 ELSEWHERE = "same_groups"  # cosines with held-out samples of the groups that are trained on
-PROBED, JOINED = (replace(METHODS[name], **NEVER_STOPPED) for name in (LIGHT, OURS))
+PROBED, JOINED = replace(METHODS[LIGHT], **NEVER_STOPPED), VARIANTS[UNSTOPPED]
 
 
 def run(task: Run) -> Run:
     """The error of a whole training, or the scores of a probe."""
-    torch.set_num_threads(1)
     primary, candidate, seed = task["primary"], task["candidate"], task["seed"]
     problems, settings = CANDIDATES[primary], SETTINGS[primary]
     is_alone = candidate == ALONE

@@ -8,12 +8,10 @@ frames' resolution, and two have 1/8.
 """
 
 from itertools import product
-from statistics import mean
 
 import side_by_side
-import torch
-from side_by_side import TARGET, SideBySide, errors, gates_of, searched
-from study import Run, interval, read_options, run_missing
+from side_by_side import TARGET, SideBySide, compared, errors, gates_of, searched
+from study import Run, read_options, run_missing
 from tables import show
 
 from auxnas_layers import DepthLimited, FixedArchitecture
@@ -47,7 +45,6 @@ WAYS = {
 
 def run(task: Run) -> Run:
     """One training: test errors of both networks, the gates in the end."""
-    torch.set_num_threads(1)
     data, method = TARGET.load(side_by_side.FAST), WAYS[task["method"]]
     wrapper = searched(TARGET, method, data, task["seed"])
     return {"errors": errors(TARGET, method.export(wrapper).net, data["test"]), "gates": gates_of(wrapper)}
@@ -72,11 +69,7 @@ def print_tables(results: list[Run]) -> None:
         seeds = [s for m, s in at if m == method and (base, s) in at]
         if len(seeds) < 2:
             continue
-        cells = []
-        for metric in ("primary", "segmentation"):
-            values, others = ([at[m, s]["errors"][metric] for s in seeds] for m in (method, base))
-            cells.append(f"{mean(values):#.4g}")
-            cells.append(f"{interval([100 * (v / o - 1) for v, o in zip(values, others)])} %" if method != base else "")
+        cells = compared(at, method, base, seeds)
         shares = {same: [g > 0.5 for s in seeds for g in kept(at[method, s], method)[same]] for same in (True, False)}
         searches = method.startswith("searched")
         cells += [f"{sum(g)} of {len(g)}" if g and searches else "" for g in shares.values()]

@@ -8,7 +8,8 @@ import game
 import torch
 from methods import Joined
 from problem import Batch, Problem
-from study import Side
+from study import Run, Side
+from tables import against, average
 from torch import Tensor, nn
 from training import Regime, Settings, Watch, evaluate, fit
 
@@ -65,6 +66,15 @@ def errors(problem: Problem, net: nn.Module, split: Batch) -> dict[str, float]:
         "primary": evaluate(problem, Side(net, 0), split),
         aux: evaluate(other, AuxSide(net, aux), split | {"primary": split[aux]}),
     }
+
+
+def compared(at: Mapping[tuple[str, int], Run], method: str, base: str, seeds: Sequence[int]) -> list[str]:
+    """Cells of a table: each error of a method, and what it is against that of another one."""
+    cells = []
+    for metric in ("primary", *TARGET.auxes):
+        found = {name: {seed: at[name, seed]["errors"][metric] for seed in seeds} for name in (method, base)}
+        cells += [average(found[method]), against(found[method], found[base], percent=True)]
+    return cells
 
 
 class AuxSide(nn.Module):

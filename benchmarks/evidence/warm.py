@@ -13,10 +13,9 @@ from pathlib import Path
 from statistics import mean
 
 import side_by_side
-import torch
 from candidates import of_frames
-from side_by_side import TARGET, Decisions, SideBySide, errors, gates_of, searched
-from study import Run, interval, read_options, run_missing
+from side_by_side import TARGET, Decisions, SideBySide, compared, errors, gates_of, searched
+from study import Run, read_options, run_missing
 from tables import show
 
 from auxnas_layers import MTLNAS
@@ -38,7 +37,6 @@ WAYS = {
 
 def source(task: Run) -> Run:
     """A search on another pair of tasks: the gates in the end."""
-    torch.set_num_threads(1)
     problem = of_frames(task["primary"], task["aux"])
     return {"gates": gates_of(searched(problem, SideBySide(), problem.load(side_by_side.FAST), task["seed"]))}
 
@@ -51,13 +49,9 @@ def starts(found: list[Run], kind: str) -> tuple[tuple[float, ...], ...]:
 
 def run(before: list[Run], task: Run) -> Run:
     """A search on the target: test errors, since when all gates have decided, the gates in the end."""
-    torch.set_num_threads(1)
     search, kind = WAYS[task["method"]]
-    method, decisions, data = (
-        SideBySide(search=search, starts=starts(before, kind)),
-        Decisions(),
-        TARGET.load(side_by_side.FAST),
-    )
+    method, data = SideBySide(search=search, starts=starts(before, kind)), TARGET.load(side_by_side.FAST)
+    decisions = Decisions()
     wrapper = searched(TARGET, method, data, task["seed"], decisions)
     found = errors(TARGET, method.export(wrapper).net, data["test"])
     return {"errors": found, "decided": decisions.since, "gates": gates_of(wrapper)}
@@ -71,12 +65,9 @@ def print_table(results: list[Run]) -> None:
         seeds = [s for m, s in at if m == method and ("cold", s) in at]
         if len(seeds) < 2:
             continue
-        cells = []
-        for metric in ("primary", "segmentation"):
-            values, others = ([at[m, s]["errors"][metric] for s in seeds] for m in (method, "cold"))
-            gains = [100 * (v / o - 1) for v, o in zip(values, others)]
-            cells += [f"{mean(values):#.4g}", f"{interval(gains)} %" if method != "cold" else ""]
-        rows.append((method, *cells, f"{mean(at[method, s]['decided'] for s in seeds):.2f}"))
+        rows.append(
+            (method, *compared(at, method, "cold", seeds), f"{mean(at[method, s]['decided'] for s in seeds):.2f}")
+        )
     show(("start", "depth error", "minus cold", "wrong pixels, %", "minus cold", "decided since"), rows)
 
 

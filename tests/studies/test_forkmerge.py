@@ -6,13 +6,14 @@ from math import inf, nan
 
 import pytest
 import torch
-from forkmerge import FORK_MERGE, OURS_MERGED, SHARED_MERGED, UNSTOPPED, ForkMerge, merge_
+from forkmerge import FORK_MERGE, OURS_MERGED, SHARED_MERGED, ForkMerge, merge_
 from methods import METHODS, SHARED, SINGLE
 from problems import PROBLEMS
 from tabular import SPEED_BY_GATE_TIME as FLIGHTS
 from test_methods import QUICK
 from torch import nn
 from training import Regime, Training, fit
+from variants import UNSTOPPED, VARIANTS
 
 PROBLEM = PROBLEMS["depth <- segmentation"]
 REGIME = Regime(16, plenty=True)
@@ -58,7 +59,7 @@ def test_branches_that_never_merge_are_single_task_and_a_shared_backbone(data):
     assert same(model.branches[1], trained(METHODS[SHARED], data)) and model.shares == []
 
 
-@pytest.mark.parametrize(("way", "base"), [(OURS_MERGED, UNSTOPPED), (SHARED_MERGED, METHODS[SHARED])])
+@pytest.mark.parametrize(("way", "base"), [(OURS_MERGED, VARIANTS[UNSTOPPED]), (SHARED_MERGED, METHODS[SHARED])])
 def test_what_is_merged_once_is_trained_as_it_is_by_itself(way, base, data):
     """Up to the merge, of which the primary is at least as good on held-out samples as either."""
 

@@ -10,7 +10,7 @@ import side_by_side
 import torch
 import warm
 from candidates import CANDIDATES, FRAME_TASKS, PERMUTED
-from side_by_side import SETTINGS, TARGET, Decisions, SideBySide, are_decided, errors, gates_of, searched
+from side_by_side import SETTINGS, TARGET, Decisions, SideBySide, are_decided, compared, errors, gates_of, searched
 from torch import nn
 
 FRAMES = "depth"
@@ -117,6 +117,26 @@ def test_gates_start_where_they_are_told_and_errors_are_of_both_networks():
     assert [pytest.approx(found, abs=1e-4) for found in seen["gates"].values()] == [[*values], [*values[::-1]]]
     found = errors(TARGET, method.export(wrapper).net, data["test"])
     assert set(found) == {"primary", "segmentation"} and all(value > 0 for value in found.values())
+
+
+def test_errors_are_compared_by_seed_and_a_method_not_with_itself(capsys):
+    at = {("a", 0): (10.0, 4.0), ("a", 1): (20.0, 4.0), ("b", 0): (9.0, 4.0), ("b", 1): (18.0, 4.0)}
+    at = {key: {"errors": dict(zip(("primary", "segmentation"), values, strict=True))} for key, values in at.items()}
+    assert compared(at, "b", "a", (0, 1)) == [
+        "13.50",
+        "-10.0 +- 42.4 %, 2 of 2",
+        "4.000",
+        "+0.0 +- 0.0 %, 0 of 2, 2 equal",
+    ]
+    assert compared(at, "a", "a", (0, 1)) == ["15.00", "", "4.000", ""]
+    runs = [
+        {"method": m, "seed": s, "gates": {"in": [0.9] * 9}, "decided": 0.4}
+        for m in ("cold", "related pairs")
+        for s in (0, 1)
+    ]
+    warm.print_table([run | at["a" if run["method"] == "cold" else "b", run["seed"]] for run in runs])
+    rows = capsys.readouterr().out.splitlines()[2:4]
+    assert rows[1].startswith("| related pairs | 13.50 | -10.0") and rows[1].endswith("| 0.40 |")
 
 
 def test_gates_have_decided_since_they_last_did():
