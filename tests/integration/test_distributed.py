@@ -36,8 +36,9 @@ from auxnas_layers import MTLNAS, AuxG, AuxNAS, AuxNASWrapper, ExportError, NDDR
 from auxnas_layers.search import ClampedGate, RelaxedBernoulliGate, SigmoidGate
 
 RANKS = 2
-DEAD = "one of the processes has died"
+DEAD, APART = "one of the processes has died", "the processes did not meet"
 LIMIT, PATIENCE, START = 30, 3, 180  # seconds to wait for an answer; for the other's once one has failed; at the start
+MEETINGS = 3  # gloo's first connection fails now and then on a busy machine (pytorch/pytorch#53270): meet again
 IMAGES = torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 PROGRESS = (0.0, 0.3, 0.6)  # all edges open; closing; closed
 TAPS = [("down", "blocks.0"), ("middle", "blocks.1")]
@@ -53,16 +54,17 @@ def serve(rank: int, pipe: Connection) -> None:
     pipe.send("ready")
     while True:
         function, meeting = pipe.recv()
-        failure = None
+        failure: str | None = APART
         try:
             timeout = timedelta(seconds=LIMIT)
             dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANKS, timeout=timeout)
+            failure = None
             torch.manual_seed(0)
             function(rank)
             if dist.is_initialized():
                 dist.barrier()  # nobody leaves while the other may still ask for something
         except Exception:
-            failure = f"in process {rank}: {traceback.format_exc()}"
+            failure = f"{failure or ''}in process {rank}: {traceback.format_exc()}"
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
@@ -90,13 +92,20 @@ class Processes:
 
     def run(self, function: Callable[[int], None]) -> None:
         """Call the function with 0 in one and 1 in the other; what one raises fails the test."""
+        for _ in range(MEETINGS):
+            failures = self.failures(function)
+            if not any(failure.startswith(APART) for failure in failures):
+                break
+        if failures:
+            raise AssertionError("\n".join(failures))
+
+    def failures(self, function: Callable[[int], None]) -> list[str]:
         if not self.workers:
             self.start()
         self.calls += 1
         for pipe in self.pipes:
             pipe.send((function, f"file://{self.folder}/{self.calls}"))
-        if failures := [failure for failure in self.answers() if failure]:
-            raise AssertionError("\n".join(failures))
+        return [failure for failure in self.answers() if failure]
 
     def answers(self) -> list[str | None]:
         """What each of them says, in the order in which they say it; once one has failed, the other may hang."""
@@ -133,6 +142,17 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     both = Processes(tmp_path_factory.mktemp("processes"))
     yield both
     both.stop()
+
+
+def test_processes_that_did_not_meet_meet_again(processes):
+    (processes.folder / str(processes.calls + 1)).mkdir()  # no file, so that nobody can meet there
+    calls = processes.calls
+    processes.run(assert_two)
+    assert processes.calls == calls + 2
+
+
+def assert_two(rank: int) -> None:
+    assert dist.get_world_size() == RANKS and dist.get_rank() == rank
 
 
 # Networks without batch norm, in double precision, so that sums in another order are the same to seven digits
