@@ -33,8 +33,13 @@ PROBE = 4  # a probe has one in so many of the steps
 SAMPLES = 64  # from which a Fisher matrix is estimated
 ALONE = "alone"
 FAST = False  # for tests: made-up samples
-SCORES = {"cosine": "cosine", "fisher": "Fisher", "held_out": "held-out loss"}
 ELSEWHERE = "same_groups"  # cosines with held-out samples of the groups that are trained on
+SCORES = {
+    "cosine": "cosine",
+    "fisher": "Fisher",
+    "held_out": "held-out loss",
+    ELSEWHERE: "cosine, same levels or patients",
+}
 PROBED, JOINED = replace(METHODS[LIGHT], **NEVER_STOPPED), VARIANTS[UNSTOPPED]
 
 
@@ -130,16 +135,14 @@ def print_tables(results: list[Run]) -> None:
             c: [100 * (at["gain", c, s]["error"] / at["gain", ALONE, s]["error"] - 1) for s in seeds] for c in problems
         }
         scores = {c: [measured(at, c, s) for s in seeds] for c in problems}
-        names = [*SCORES, ELSEWHERE]
         order = sorted(problems, key=lambda c: mean(gains[c]))
         rows = [
-            (c, f"{interval(gains[c])} %", *(f"{mean(s[n] for s in scores[c]):+.3f}" for n in names)) for c in order
+            (c, f"{interval(gains[c])} %", *(f"{mean(s[n] for s in scores[c]):+.3f}" for n in SCORES)) for c in order
         ]
-        head = *SCORES.values(), "cosine, same levels or patients"
-        show((f"candidate beside {primary}", "error minus that alone", *head), rows, f"{len(seeds)} seeds")
-        show(
-            ("score", "rank correlation with the gains", "place of permuted labels"), ranks(order, gains, scores, names)
-        )
+        head = f"candidate beside {primary}", "error minus that alone", *SCORES.values()
+        show(head, rows, f"{len(seeds)} seeds")
+        head = "score", "rank correlation with the gains", "place of permuted labels"
+        show(head, ranks(order, gains, scores))
 
 
 KINDS = "gain", "probe"
@@ -151,16 +154,16 @@ def measured(at: dict[Any, Run], candidate: str, seed: int) -> Run:
     return found | {"held_out": alone["held_out"] - found["held_out"]}
 
 
-def ranks(order: list[str], gains: Any, scores: Any, names: list[str]) -> list[tuple[str, str, str]]:
+def ranks(order: list[str], gains: Any, scores: Any) -> list[tuple[str, str, str]]:
     """Of each score Spearman's correlation, each seed by itself; and where it puts permuted labels."""
     helped = [-mean(gains[c]) for c in order]
     rows = []
-    for name in names:
+    for name, title in SCORES.items():
         by_seed = [[scores[c][i][name] for c in order] for i in range(len(gains[order[0]]))]
         found = [spearmanr(helped, values).statistic for values in by_seed]
         average = {c: mean(s[name] for s in scores[c]) for c in order}
         place = next(i for i, c in enumerate(sorted(order, key=average.__getitem__, reverse=True), 1) if c in PERMUTED)
-        rows.append((name, interval(found, 2), f"{place} of {len(order)}"))
+        rows.append((title, interval(found, 2), f"{place} of {len(order)}"))
     return rows
 
 

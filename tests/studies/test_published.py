@@ -19,7 +19,7 @@ from auxnas_layers.verdict import is_learned
 
 PAGES = ROOT / "docs" / "results"
 RESULTS = "\n".join(path.read_text() for path in sorted(PAGES.glob("*.md")))
-SCRIPTS = "starts", "baselines", "entropy", "auxiliaries", "batches", "scales"
+SCRIPTS = "starts", "baselines", "entropy", "auxiliaries", "batches", "scales", "warm", "ranking"
 UNPRINTED = {
     "| seed | single-task | Aux-NAS, exported | difference |": "demo.md",
     "| | parameters | FLOPs a forward (one frame) |": "demo.md",

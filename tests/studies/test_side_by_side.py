@@ -97,7 +97,7 @@ def test_a_score_that_ranks_as_the_gains_do_correlates_by_1(capsys):
             results.append({**kinds, "kind": "probe", **scores})
     ranking.print_tables(results)
     text = capsys.readouterr().out
-    assert "| cosine | +1.00 +- 0.00 |" in text and "| same_groups | -1.00 +- 0.00 |" in text
+    assert "| cosine | +1.00 +- 0.00 |" in text and "| cosine, same levels or patients | -1.00 +- 0.00 |" in text
     assert f"| {names[0]} | -2" in text
 
 
