@@ -19,7 +19,7 @@ from auxnas_layers.verdict import is_learned
 
 PAGES = ROOT / "docs" / "results"
 RESULTS = "\n".join(path.read_text() for path in sorted(PAGES.glob("*.md")))
-SCRIPTS = "starts", "baselines", "entropy", "auxiliaries", "batches", "scales", "warm", "ranking"
+SCRIPTS = "starts", "baselines", "entropy", "auxiliaries", "batches", "scales", "warm", "ranking", "budgets"
 UNPRINTED = {
     "| seed | single-task | Aux-NAS, exported | difference |": "demo.md",
     "| | parameters | FLOPs a forward (one frame) |": "demo.md",
@@ -120,7 +120,10 @@ def test_the_pictures_are_drawn(found, tmp_path):
     pictures.draw_main(found, tmp_path / "main.png")
     pictures.draw_problems(found, tmp_path / "problems.png")
     pictures.draw_labels(found, tmp_path / "labels.png")
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("main.png", "problems.png", "labels.png"))
+    searches, anew = (json.loads((PAGES / f"budgets{end}.json").read_text()) for end in ("", "_retrained"))
+    pictures.draw_budgets(searches, anew, tmp_path / "budgets.png")
+    drawn = "main.png", "problems.png", "labels.png", "budgets.png"
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in drawn)
 
 
 def test_the_published_costs_are_printed_by_their_command(capsys):
