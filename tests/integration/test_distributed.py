@@ -36,7 +36,7 @@ from auxnas_layers import MTLNAS, AuxG, AuxNAS, AuxNASWrapper, ExportError, NDDR
 from auxnas_layers.search import ClampedGate, RelaxedBernoulliGate, SigmoidGate
 
 RANKS = 2
-DEAD, APART = "one of the processes has died", "the processes did not meet"
+DEAD, APART = "one of the processes has died", "no meeting "
 LIMIT, PATIENCE, START = 30, 3, 180  # seconds to wait for an answer; for the other's once one has failed; at the start
 MEETINGS = 3  # gloo's first connection fails now and then on a busy machine (pytorch/pytorch#53270): meet again
 IMAGES = torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -54,17 +54,17 @@ def serve(rank: int, pipe: Connection) -> None:
     pipe.send("ready")
     while True:
         function, meeting = pipe.recv()
-        failure: str | None = APART
+        failure, place = None, f"{APART}in process {rank}"
         try:
             timeout = timedelta(seconds=LIMIT)
             dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANKS, timeout=timeout)
-            failure = None
+            place = f"in process {rank}"
             torch.manual_seed(0)
             function(rank)
             if dist.is_initialized():
                 dist.barrier()  # nobody leaves while the other may still ask for something
         except Exception:
-            failure = f"{failure or ''}in process {rank}: {traceback.format_exc()}"
+            failure = f"{place}: {traceback.format_exc()}"
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
