@@ -1,9 +1,8 @@
 """Pictures of the studies' runs: how far each method's error is from that of the network trained alone.
 
-python benchmarks/evidence/pictures.py  # draws main.png, problems.png, labels.png, budgets.png in docs/results
+python benchmarks/evidence/pictures.py  # draws main.png, problems.png, labels.png from runs.jsonl in docs/results
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from matplotlib.axes import Axes
 from methods import AUX_G, LIGHT, METHODS, OURS, PRETRAINED, SHARED, SINGLE
 from runs import FILE, read
 from studies import ALL, BETWEEN, CONTROLLED, FEW, STUDIES, Found
-from study import Run, half_width
+from study import half_width
 from tables import differences, regime_name
 from training import Regime
 
@@ -108,26 +107,6 @@ def draw_labels(found: Found, file: Path) -> None:
     plt.close(figure)
 
 
-def draw_budgets(searches: list[Run], anew: list[Run], file: Path) -> None:
-    """Errors of both tasks against FLOPs, as edges are dropped from one search, and trained anew."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    points = {(found["seed"], point["left"]): point for found in searches for point in found["points"]}
-    again = {(found["seed"], found["left"]): found["errors"] for found in anew}
-    budgets = sorted({left for _, left in points})
-    costs = [mean(p["flops"] for (_, left), p in points.items() if left == budget) / 1e6 for budget in budgets]
-    lines = {"dropped from one search": {place: p["errors"] for place, p in points.items()}, "trained anew": again}
-    for ax, (metric, title) in zip(axes, {"primary": "depth error", "segmentation": "wrong pixels, %"}.items()):
-        for name, errors in lines.items():
-            values = [[found[metric] for (_, left), found in errors.items() if left == budget] for budget in budgets]
-            halves = [half_width(some) for some in values]
-            ax.errorbar(costs, [mean(some) for some in values], halves, marker="o", ms=4, lw=1.5, capsize=2, label=name)
-        ax.set_xlabel("FLOPs of a forward, millions")
-        ax.set_ylabel(title)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    figure.savefig(file, dpi=100)
-    plt.close(figure)
-
-
 def finish(figure: plt.Figure, axes: "list[Axes]", file: Path) -> None:
     """A line at no difference; save."""
     for ax in axes:
@@ -142,5 +121,3 @@ if __name__ == "__main__":
     draw_main(found, FILE.with_name("main.png"))
     draw_problems(found, FILE.with_name("problems.png"))
     draw_labels(found, FILE.with_name("labels.png"))
-    searches, anew = (json.loads((FILE.parent / f"budgets{end}.json").read_text()) for end in ("", "_retrained"))
-    draw_budgets(searches, anew, FILE.with_name("budgets.png"))

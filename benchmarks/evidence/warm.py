@@ -65,10 +65,12 @@ def print_table(results: list[Run]) -> None:
         seeds = [s for m, s in at if m == method and ("cold", s) in at]
         if len(seeds) < 2:
             continue
-        rows.append(
-            (method, *compared(at, method, "cold", seeds), f"{mean(at[method, s]['decided'] for s in seeds):.2f}")
-        )
-    show(("start", "depth error", "minus cold", "wrong pixels, %", "minus cold", "decided since"), rows)
+        found = [at[method, seed] for seed in seeds]
+        kept = [sum(gate > 0.5 for gates in one["gates"].values() for gate in gates) for one in found]
+        least_to_most = " to ".join(f"{count}" for count in sorted({min(kept), max(kept)}))
+        decided = f"{mean(one['decided'] for one in found):.2f}"
+        rows.append((method, *compared(at, method, "cold", seeds), least_to_most, decided))
+    show(("start", "depth error", "minus cold", "wrong pixels, %", "minus cold", "edges kept", "decided since"), rows)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import budgets
 import cost
 import pictures
 import pytest
@@ -121,7 +122,7 @@ def test_the_pictures_are_drawn(found, tmp_path):
     pictures.draw_problems(found, tmp_path / "problems.png")
     pictures.draw_labels(found, tmp_path / "labels.png")
     searches, anew = (json.loads((PAGES / f"budgets{end}.json").read_text()) for end in ("", "_retrained"))
-    pictures.draw_budgets(searches, anew, tmp_path / "budgets.png")
+    budgets.draw(budgets.Found.of(searches, anew), tmp_path / "budgets.png")
     drawn = "main.png", "problems.png", "labels.png", "budgets.png"
     assert all((tmp_path / name).stat().st_size > 10_000 for name in drawn)
 

@@ -232,5 +232,5 @@ def test_a_budget_is_searched_and_trained_anew(monkeypatch, capsys):
         for s in (0, 1)
         for i, left in enumerate(budgets.LEFT)
     ]
-    budgets.print_tables(searches, anew)
+    budgets.print_tables(budgets.Found.of(searches, anew))
     assert "rank correlation of both errors over budgets: -1.00" in capsys.readouterr().out
